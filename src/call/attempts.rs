@@ -1,0 +1,163 @@
+//! Where the attempts of a call come from: a service and a request, a closure, or a future that exists.
+
+use std::{
+    future::Future,
+    task::{Context, Poll, ready},
+};
+
+use tower::Service;
+
+use super::Parts;
+use crate::{
+    lift::LiftFuture,
+    retry::{Once, Repeat},
+};
+
+/// How a layer comes by a service for a call that waits, or for a further attempt.
+#[diagnostic::on_unimplemented(
+    message = "the service `{S}` cannot be called again with `{Req}` by `{Self}`",
+    note = "a layer that may refuse, queue or repeat a call needs a service that is `Clone`",
+    note = "and a strategy that can repeat the request: `Plain` sends any request once, `Cloned` needs `Clone`, `.repeat(|req| …)` takes a closure"
+)]
+pub trait Again<S, Req> {
+    /// A service that has reserved nothing.
+    fn fresh(&self, service: &S) -> Option<S>;
+
+    /// The request once more.
+    fn repeat(&self, req: &Req) -> Option<Req>;
+}
+
+/// Neither waits nor repeats, so the service need not be `Clone`.
+#[derive(Clone, Copy, Debug)]
+pub struct Never;
+
+impl<S, Req> Again<S, Req> for Never {
+    #[inline]
+    fn fresh(&self, _: &S) -> Option<S> {
+        None
+    }
+
+    #[inline]
+    fn repeat(&self, _: &Req) -> Option<Req> {
+        None
+    }
+}
+
+/// Clones the service; repeats the request by the strategy `R`.
+#[derive(Clone, Copy, Debug)]
+pub struct Repeating<R>(pub(crate) R);
+
+/// May wait, but sends each request once.
+pub type Unrepeated = Repeating<Once>;
+
+impl Unrepeated {
+    pub(crate) const ONCE: Unrepeated = Repeating(Once);
+}
+
+impl<S: Clone, Req, R: Repeat<Req>> Again<S, Req> for Repeating<R> {
+    #[inline]
+    fn fresh(&self, service: &S) -> Option<S> {
+        Some(service.clone())
+    }
+
+    #[inline]
+    fn repeat(&self, req: &Req) -> Option<Req> {
+        self.0.repeat(req)
+    }
+}
+
+/// The attempts of one call.
+pub trait Attempts<P> {
+    /// What runs.
+    type Future;
+    /// What getting ready to run may fail with.
+    type Error;
+
+    /// Whether another attempt can be made.
+    fn can_go_on(&self) -> bool;
+
+    /// The next attempt, number `attempt`, once the service is ready; `last` if none may follow it.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        parts: &P,
+        attempt: u32,
+        last: bool,
+    ) -> Poll<Result<Self::Future, Self::Error>>;
+}
+
+/// A service that was never polled ready, and the request for the next attempt.
+#[derive(Debug)]
+pub struct Resend<S, Req> {
+    pub(super) service: S,
+    pub(super) req: Option<Req>,
+}
+
+impl<P, S, Req> Attempts<P> for Resend<S, Req>
+where
+    P: Parts,
+    P::Again: Again<S, Req>,
+    S: Service<Req>,
+{
+    type Future = S::Future;
+    type Error = S::Error;
+
+    fn can_go_on(&self) -> bool {
+        self.req.is_some()
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>, parts: &P, _: u32, last: bool) -> Poll<Result<S::Future, S::Error>> {
+        ready!(self.service.poll_ready(cx))?;
+        let req = self.req.take().expect("an attempt follows only where `can_go_on` says so");
+        if !last {
+            self.req = parts.again().repeat(&req);
+        }
+        Poll::Ready(Ok(self.service.call(req)))
+    }
+}
+
+/// A closure that makes a future for each attempt, told its number.
+#[derive(Debug)]
+pub struct Calls<F>(pub(crate) F);
+
+impl<P, F: FnMut(u32) -> Fut, Fut: Future<Output = Result<T, E>>, T, E> Attempts<P> for Calls<F> {
+    type Future = Fut;
+    type Error = E;
+
+    fn can_go_on(&self) -> bool {
+        true
+    }
+
+    fn poll_next(&mut self, _: &mut Context<'_>, _: &P, attempt: u32, _: bool) -> Poll<Result<Fut, E>> {
+        Poll::Ready(Ok((self.0)(attempt)))
+    }
+}
+
+/// A future that exists already: one attempt.
+#[derive(Debug)]
+pub struct Given<F>(Option<F>);
+
+impl<F> Given<F> {
+    pub(crate) fn new(future: F) -> Self {
+        Given(Some(future))
+    }
+}
+
+impl<F> Given<LiftFuture<F>> {
+    pub(crate) fn lifted(future: F) -> Self {
+        Given::new(LiftFuture { inner: future })
+    }
+}
+
+impl<P, F: Future<Output = Result<T, E>>, T, E> Attempts<P> for Given<F> {
+    type Future = F;
+    type Error = E;
+
+    fn can_go_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn poll_next(&mut self, _: &mut Context<'_>, _: &P, _: u32, _: bool) -> Poll<Result<F, E>> {
+        Poll::Ready(Ok(self.0.take().expect("a given future is run once")))
+    }
+}

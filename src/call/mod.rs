@@ -1,0 +1,150 @@
+//! What happens to one call. Every layer of the crate, and the whole policy, is this one path with some of
+//! its parts missing; a missing part is a constant `None` and costs nothing.
+//!
+//! A call passes in three steps:
+//!
+//! - **admit** ([`core`]): deadline, circuit breaker, concurrency limit, in this order; the future's polls go on
+//!   with it if the call must queue;
+//! - **run** ([`future`]): poll the inner future, arm one timer when it is first found pending;
+//! - **settle** ([`core`]): classify, tell the breaker, release; on drop: release, with the cancel rule.
+//!
+//! [`guarded`] is the layer and the service, [`attempts`] is where a further attempt comes from.
+
+mod attempts;
+mod core;
+mod future;
+mod guarded;
+mod timer;
+
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+pub(crate) use attempts::{Calls, Given};
+pub use attempts::{Never, Repeating, Unrepeated};
+pub use future::ResponseFuture;
+pub use guarded::{Guard, Guarded};
+
+use crate::{circuit_breaker::Shared as Breaker, concurrency_limit::Shared as Limit, retry::Retry, spread::Spread};
+
+/// What a call passes through. Parts that a pattern does not have are `None` at compile time.
+pub trait Parts {
+    /// How outcomes are judged.
+    type Classify;
+    /// Whether, and how, a further attempt can be made.
+    type Again;
+
+    /// Whether the inner service sees a deadline or an attempt number of ours.
+    const SCOPED: bool = false;
+
+    /// Who says no.
+    fn name(&self) -> &'static str;
+    /// How outcomes are judged.
+    fn classify(&self) -> &Self::Classify;
+    /// Whether, and how, a further attempt can be made.
+    fn again(&self) -> &Self::Again;
+
+    /// How long the whole call may take.
+    #[inline]
+    fn deadline(&self) -> Option<Duration> {
+        None
+    }
+
+    /// When to ask again.
+    #[inline]
+    fn retry(&self) -> Option<&Retry> {
+        None
+    }
+
+    /// Whether the service is worth asking.
+    #[inline]
+    fn breaker(&self) -> Option<&Breaker> {
+        None
+    }
+
+    /// How many may be in flight.
+    #[inline]
+    fn limit(&self) -> Option<&Limit> {
+        None
+    }
+
+    /// How long one attempt may take.
+    #[inline]
+    fn timeout(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Something through which a future reaches its parts.
+pub trait Holds {
+    /// The parts.
+    type Parts: Parts;
+
+    /// The parts.
+    fn parts(&self) -> &Self::Parts;
+}
+
+/// What a layer and its services hold.
+pub trait Handle: Clone {
+    /// What a future holds.
+    type Local: Holds;
+
+    /// For one call.
+    fn local(&mut self) -> Self::Local;
+
+    /// Whether to show readiness at all. Reserves nothing.
+    #[inline]
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+impl<P: Parts> Holds for Spread<P> {
+    type Parts = P;
+
+    #[inline]
+    fn parts(&self) -> &P {
+        self
+    }
+}
+
+impl<P: Parts> Handle for Spread<P> {
+    type Local = Self;
+
+    #[inline]
+    fn local(&mut self) -> Self {
+        Spread::local(self)
+    }
+}
+
+impl<P: Parts> Holds for &P {
+    type Parts = P;
+
+    #[inline]
+    fn parts(&self) -> &P {
+        self
+    }
+}
+
+/// Parts so small that they are copied instead of shared.
+#[derive(Clone, Copy, Debug)]
+pub struct Inline<P>(pub(crate) P);
+
+impl<P: Parts> Holds for Inline<P> {
+    type Parts = P;
+
+    #[inline]
+    fn parts(&self) -> &P {
+        &self.0
+    }
+}
+
+impl<P: Parts + Copy> Handle for Inline<P> {
+    type Local = Self;
+
+    #[inline]
+    fn local(&mut self) -> Self {
+        *self
+    }
+}

@@ -1,0 +1,301 @@
+//! What can I set?
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{CircuitBreaker, Shared, State, Transition};
+use crate::{
+    Backoff, ConfigError, Jitter,
+    clock::now,
+    config::Checks,
+    random::Random,
+    window::{self, CountWindow, TimeWindow, Window},
+};
+
+/// What the calls are counted over.
+#[derive(Clone, Copy, Debug)]
+enum Span {
+    Time(Duration),
+    Calls(usize),
+}
+
+/// The rules, once checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) name: &'static str,
+    pub(crate) failure_rate: Option<f64>,
+    pub(crate) slow_call_rate: Option<f64>,
+    pub(crate) consecutive_failures: Option<u32>,
+    pub(crate) min_calls: u64,
+    pub(crate) slow_call: Duration,
+    pub(crate) count_throttled: bool,
+    pub(crate) open_time: Backoff,
+    pub(crate) probes: u32,
+    pub(crate) probe_failure_rate: f64,
+    pub(crate) probe_lease: Duration,
+}
+
+pub(crate) type Listener = Arc<dyn Fn(&Transition) + Send + Sync>;
+
+/// Builds a [`CircuitBreaker`], alone or as a part of a [`Policy`](crate::Policy).
+///
+/// The defaults, with their reasons:
+///
+/// | setting | default | because |
+/// | --- | --- | --- |
+/// | [`window`](Self::window) | 10 s | long enough to smooth a burst, short enough that an outage shows within seconds |
+/// | [`failure_rate`](Self::failure_rate) | 0.5 | below it most calls still get through, and retry does the better job |
+/// | [`min_calls`](Self::min_calls) | 20 | fewer calls make no rate worth acting on |
+/// | [`slow_call_rate`](Self::slow_call_rate) | off | what is slow depends on the service |
+/// | [`slow_call`](Self::slow_call) | half the attempt timeout or deadline of the policy, else 1 s | a caller who gives up later than that waited in vain |
+/// | [`consecutive_failures`](Self::consecutive_failures) | off | at a low rate of calls it is the better rule; at a high one it trips by chance |
+/// | [`open_time`](Self::open_time) | 5 s, doubling to 60 s, equal jitter | a restart takes seconds; jitter keeps a fleet from probing in step |
+/// | [`probes`](Self::probes) | 3 | one probe is a coin toss, many are a load |
+/// | [`probe_failure_rate`](Self::probe_failure_rate) | 0.5 | two good answers of three close it |
+/// | [`probe_lease`](Self::probe_lease) | 30 s | longer than any sensible timeout, so that it only ends rounds that hang |
+///
+/// ```
+/// use buttress::{Backoff, CircuitBreaker};
+/// use std::time::Duration;
+///
+/// let breaker = CircuitBreaker::builder()
+///     .name("payments")
+///     .window(Duration::from_secs(30))
+///     .failure_rate(0.4)
+///     .consecutive_failures(10)
+///     .open_time(Backoff::exponential(Duration::from_secs(2)))
+///     .on_transition(|t| println!("{}: {:?} -> {:?}", t.name, t.from, t.to))
+///     .build()?;
+/// # Ok::<(), buttress::ConfigError>(())
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct CircuitBreakerBuilder {
+    name: Option<&'static str>,
+    span: Span,
+    slow_call: Option<Duration>,
+    settings: Settings,
+    state: State,
+    listener: Option<Listener>,
+    seed: Option<u64>,
+}
+
+impl Default for CircuitBreakerBuilder {
+    fn default() -> Self {
+        Self {
+            name: None,
+            span: Span::Time(Duration::from_secs(10)),
+            slow_call: None,
+            settings: Settings {
+                name: "circuit_breaker",
+                failure_rate: Some(0.5),
+                slow_call_rate: None,
+                consecutive_failures: None,
+                min_calls: 20,
+                slow_call: Duration::from_secs(1),
+                count_throttled: true,
+                open_time: Backoff::exponential(Duration::from_secs(5))
+                    .max_delay(Duration::from_secs(60))
+                    .jitter(Jitter::Equal),
+                probes: 3,
+                probe_failure_rate: 0.5,
+                probe_lease: Duration::from_secs(30),
+            },
+            state: State::Closed,
+            listener: None,
+            seed: None,
+        }
+    }
+}
+
+impl CircuitBreakerBuilder {
+    /// The name that rejections, logs and transitions carry. Default: the policy's, or `circuit_breaker`.
+    pub fn name(mut self, name: &'static str) -> Self {
+        self.name = Some(name);
+        self
+    }
+
+    /// Count the calls of the last `span`, which slides in tenths. The default window, and the cheaper one.
+    pub fn window(mut self, span: Duration) -> Self {
+        self.span = Span::Time(span);
+        self
+    }
+
+    /// Count the last `calls` calls: exact, but all threads meet at one counter. At most 1,048,575.
+    pub fn window_calls(mut self, calls: usize) -> Self {
+        self.span = Span::Calls(calls);
+        self
+    }
+
+    /// Open when this share of the calls in the window has failed (`rate >=` it).
+    pub fn failure_rate(mut self, rate: f64) -> Self {
+        self.settings.failure_rate = Some(rate);
+        self
+    }
+
+    /// Do not open because of the failure rate.
+    pub fn without_failure_rate(mut self) -> Self {
+        self.settings.failure_rate = None;
+        self
+    }
+
+    /// Open when this share of the calls in the window was [slow](Self::slow_call), answered or not.
+    pub fn slow_call_rate(mut self, rate: f64) -> Self {
+        self.settings.slow_call_rate = Some(rate);
+        self
+    }
+
+    /// A call that takes longer than this is slow. Dropped or cut off after that it counts as failed, before it as
+    /// nothing: otherwise a timeout outside of the breaker would blind it.
+    pub fn slow_call(mut self, longer_than: Duration) -> Self {
+        self.slow_call = Some(longer_than);
+        self
+    }
+
+    /// Open when so many calls have failed one after the other.
+    pub fn consecutive_failures(mut self, failures: u32) -> Self {
+        self.settings.consecutive_failures = Some(failures);
+        self
+    }
+
+    /// No rate opens the circuit before so many calls are in the window.
+    pub fn min_calls(mut self, calls: u64) -> Self {
+        self.settings.min_calls = calls;
+        self
+    }
+
+    /// Do not count [throttled](crate::Verdict::Throttled) calls at all.
+    pub fn ignore_throttled(mut self) -> Self {
+        self.settings.count_throttled = false;
+        self
+    }
+
+    /// How long the circuit stays open; the sequence goes on with each re-opening and starts again once the circuit
+    /// has closed. A server's hint stretches it, as far as the backoff's cap.
+    ///
+    /// [Full](Jitter::Full) jitter is taken as [equal](Jitter::Equal) jitter: an open time near zero would be none.
+    pub fn open_time(mut self, backoff: Backoff) -> Self {
+        self.settings.open_time = backoff.at_least_half();
+        self
+    }
+
+    /// How many calls a half-open circuit lets through.
+    pub fn probes(mut self, probes: u32) -> Self {
+        self.settings.probes = probes;
+        self
+    }
+
+    /// The share of failed probes that opens the circuit again; with [`slow_call_rate`](Self::slow_call_rate) a slow
+    /// probe is a failed one.
+    pub fn probe_failure_rate(mut self, rate: f64) -> Self {
+        self.settings.probe_failure_rate = rate;
+        self
+    }
+
+    /// A round of probes that is not decided by then counts as failed, so that a probe that hangs cannot keep the
+    /// circuit half-open.
+    pub fn probe_lease(mut self, lease: Duration) -> Self {
+        self.settings.probe_lease = lease;
+        self
+    }
+
+    /// Begin in shadow mode: count, and say what would be done, but refuse nothing.
+    pub fn shadow(mut self) -> Self {
+        self.state = State::Shadow;
+        self
+    }
+
+    /// Hears of every transition, in order, outside of any lock. It must not block. If it panics, the panic is
+    /// caught.
+    pub fn on_transition(mut self, listener: impl Fn(&Transition) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// Makes the jitter of the open times reproducible.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// The breaker.
+    ///
+    /// # Errors
+    /// Every setting that is out of its range, or rules that can never be met.
+    pub fn build(self) -> Result<CircuitBreaker, ConfigError> {
+        let mut checks = Checks::new("circuit_breaker");
+        self.check(&mut checks);
+        checks.finish()?;
+        Ok(self.assemble("circuit_breaker", Duration::from_secs(1)))
+    }
+
+    pub(crate) fn check(&self, checks: &mut Checks) {
+        checks.enter("circuit_breaker");
+        let s = &self.settings;
+        match self.span {
+            Span::Time(span) => checks.require(
+                (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&span),
+                "window",
+                span,
+                "must be between 1 ms and 24 h",
+            ),
+            Span::Calls(calls) => {
+                checks.count("window_calls", calls, window::MAX_SIZE, "must be between 1 and 1048575");
+                checks.require(
+                    s.min_calls <= calls as u64 || s.failure_rate.is_none() && s.slow_call_rate.is_none(),
+                    "min_calls",
+                    s.min_calls,
+                    "must be at most window_calls, or no rate could ever be reached",
+                );
+            }
+        }
+        if let Some(rate) = s.failure_rate {
+            checks.rate("failure_rate", rate);
+        }
+        if let Some(rate) = s.slow_call_rate {
+            checks.rate("slow_call_rate", rate);
+        }
+        if let Some(failures) = s.consecutive_failures {
+            checks.require(failures > 0, "consecutive_failures", failures, "must be at least 1");
+        }
+        checks.require(
+            s.failure_rate.is_some() || s.slow_call_rate.is_some() || s.consecutive_failures.is_some(),
+            "failure_rate",
+            s.failure_rate,
+            "at least one of failure_rate, slow_call_rate and consecutive_failures must be set, or it never opens",
+        );
+        checks.require(s.min_calls > 0, "min_calls", s.min_calls, "must be at least 1");
+        if let Some(slow) = self.slow_call {
+            checks.time("slow_call", slow);
+        }
+        s.open_time.check(checks, "open_time");
+        checks.require(!s.open_time.is_zero(), "open_time", Duration::ZERO, "must be longer than zero");
+        checks.count("probes", s.probes as usize, 1_000_000, "must be between 1 and 1000000");
+        checks.rate("probe_failure_rate", s.probe_failure_rate);
+        checks.time("probe_lease", s.probe_lease);
+    }
+
+    /// After the checks.
+    pub(crate) fn assemble(self, name: &'static str, slow_call: Duration) -> CircuitBreaker {
+        let settings = Settings {
+            name: self.name.unwrap_or(name),
+            slow_call: self.slow_call.unwrap_or(slow_call),
+            ..self.settings
+        };
+        let window = match self.span {
+            Span::Time(span) => Window::Time(TimeWindow::new(span)),
+            Span::Calls(calls) => Window::Count(CountWindow::new(calls)),
+        };
+        let random = Random::seeded(self.seed);
+        CircuitBreaker { shared: Arc::new(Shared::new(settings, window, self.state, self.listener, random, now())) }
+    }
+}
+
+impl fmt::Debug for CircuitBreakerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CircuitBreakerBuilder")
+            .field("span", &self.span)
+            .field("settings", &self.settings)
+            .field("listener", &self.listener.is_some())
+            .finish_non_exhaustive()
+    }
+}

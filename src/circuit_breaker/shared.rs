@@ -1,0 +1,502 @@
+//! When is a call admitted? What all clones share: the published word that every call reads, the window, and the
+//! machine behind a lock that only a circuit that is not closed, or a failure, comes near.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering::*},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tracing::{info, warn};
+
+use super::{
+    Snapshot, State, Transition,
+    config::{Listener, Settings},
+    machine::{Cause, Change, Machine},
+};
+use crate::{
+    Reason, Rejection, Rule, Verdict,
+    clock::since,
+    random::Random,
+    spread::{self, Padded, padded},
+    window::Window,
+};
+
+/// `generation: 56 | state: 8`. A ticket is the word at admission: as long as they are equal, nothing has moved.
+type Word = u64;
+
+/// The bit of the states in which admission must be asked of the machine.
+const ASK: Word = 1;
+
+const fn code(state: State) -> Word {
+    match state {
+        State::Closed => 0,
+        State::Open => 1,
+        State::ForcedClosed => 2,
+        State::HalfOpen => 3,
+        State::Shadow => 4,
+        State::ForcedOpen => 5,
+    }
+}
+
+fn state_of(word: Word) -> State {
+    match word & 0xff {
+        0 => State::Closed,
+        1 => State::Open,
+        2 => State::ForcedClosed,
+        3 => State::HalfOpen,
+        4 => State::Shadow,
+        _ => State::ForcedOpen,
+    }
+}
+
+/// The state of a circuit breaker.
+pub struct Shared {
+    /// Published under the lock, with Release after everything that belongs to it; read by every call with Acquire.
+    word: AtomicU64,
+    /// Nanoseconds at which an open circuit lets probes in, or a half-open one's lease ends.
+    until: AtomicU64,
+    /// `rule: 32 | measured: f32`: why it is open.
+    cause: AtomicU64,
+    /// How many probes may go out; a hint that saves the lock when it is 0.
+    free_probes: AtomicU32,
+    /// `generation: 32 | failures in a row: 32`
+    consecutive: Padded<AtomicU64>,
+    window: Window,
+    settings: Settings,
+    base: Instant,
+    /// Calls refused since the last transition, per slot.
+    rejected: Box<[Padded<AtomicU64>]>,
+    rejected_before: AtomicU64,
+    inner: Mutex<Inner>,
+    random: Random,
+    listener: Option<Listener>,
+    watch: watch::Sender<State>,
+    /// Wakes services that wait in `poll_ready`.
+    moved: Notify,
+}
+
+struct Inner {
+    machine: Machine,
+    /// Transitions that nobody has been told of yet, oldest first.
+    outbox: VecDeque<Transition>,
+    /// Whether somebody is telling; there is one at a time, so that they are told in order.
+    telling: bool,
+}
+
+/// A listener that flips the breaker from within can queue this many; then the oldest is dropped.
+const OUTBOX: usize = 1024;
+
+impl Shared {
+    pub(super) fn new(
+        settings: Settings,
+        window: Window,
+        state: State,
+        listener: Option<Listener>,
+        random: Random,
+        base: Instant,
+    ) -> Self {
+        let machine = Machine::new(state);
+        Self {
+            word: AtomicU64::new(machine.generation() << 8 | code(state)),
+            until: AtomicU64::new(0),
+            cause: AtomicU64::new(0),
+            free_probes: AtomicU32::new(0),
+            consecutive: Padded::default(),
+            window,
+            settings,
+            base,
+            rejected: padded(),
+            rejected_before: AtomicU64::new(0),
+            inner: Mutex::new(Inner { machine, outbox: VecDeque::new(), telling: false }),
+            random,
+            listener,
+            watch: watch::Sender::new(state),
+            moved: Notify::new(),
+        }
+    }
+
+    // ---------------------------------------------------------------- admit
+
+    /// A ticket where admission is free; `None`: ask with the time.
+    #[inline]
+    pub(crate) fn admit(&self) -> Option<Word> {
+        // Acquire: pairs with `publish`, so that whoever holds a new word records into the window made for it.
+        let word = self.word.load(Acquire);
+        (word & ASK == 0).then_some(word)
+    }
+
+    /// A ticket, or why not.
+    #[cold]
+    pub(crate) fn admit_at(&self, now: Instant) -> Result<Word, Rejection> {
+        let nanos = since(self.base, now);
+        let seen = self.read();
+        if seen.word & ASK == 0 {
+            return Ok(seen.word);
+        }
+        let refused = match state_of(seen.word) {
+            State::ForcedOpen => true,
+            State::Open => nanos < seen.until,
+            _ => nanos < seen.until && self.free_probes.load(Relaxed) == 0,
+        };
+        if !refused {
+            let unit = self.random.unit();
+            let (admitted, word) = self.with_machine(nanos, |machine, settings| machine.admit(settings, nanos, unit));
+            if admitted {
+                return Ok(word);
+            }
+        }
+        Err(self.refusal(nanos))
+    }
+
+    /// Builds the rejection for the state as it is now. Takes no lock.
+    fn refusal(&self, nanos: u64) -> Rejection {
+        self.rejected[spread::slot()].0.fetch_add(1, Relaxed);
+        let Published { word, until, cause } = self.read();
+        let wait = Some(Duration::from_nanos(until.saturating_sub(nanos)));
+        let (rule, measured, retry_after) = match state_of(word) {
+            State::HalfOpen => (Rule::ProbesOut, self.settings.probes as f32, wait),
+            State::ForcedOpen => (Rule::Forced, f32::NAN, None),
+            _ => (Rule::ALL[(cause >> 32) as usize % Rule::ALL.len()], f32::from_bits(cause as u32), wait),
+        };
+        let threshold = self.threshold(rule);
+        Rejection::new(self.settings.name, Reason::CircuitOpen, rule, measured, threshold).with_retry_after(retry_after)
+    }
+
+    fn threshold(&self, rule: Rule) -> f32 {
+        let settings = &self.settings;
+        let threshold = match rule {
+            Rule::FailureRate => settings.failure_rate,
+            Rule::SlowCallRate => settings.slow_call_rate,
+            Rule::ConsecutiveFailures => settings.consecutive_failures.map(f64::from),
+            Rule::ProbesFailed => Some(settings.probe_failure_rate),
+            Rule::ProbesOut | Rule::ProbeLease => Some(f64::from(settings.probes)),
+            _ => None,
+        };
+        threshold.map_or(f32::NAN, |threshold| threshold as f32)
+    }
+
+    /// Whether a call at `at` would surely be refused if nothing happens until then.
+    pub(crate) fn refuses_at(&self, at: Instant) -> bool {
+        let Published { word, until, .. } = self.read();
+        match state_of(word) {
+            State::Open => since(self.base, at) < until,
+            State::ForcedOpen => true,
+            _ => false,
+        }
+    }
+
+    /// Until when there is no admission at `now`; `None`: there is. Far ahead if only a hand can change it.
+    pub(super) fn shut_until(&self, now: Instant) -> Option<Duration> {
+        let Published { word, until, .. } = self.read();
+        let left = until.saturating_sub(since(self.base, now));
+        match state_of(word) {
+            State::ForcedOpen => Some(Duration::MAX),
+            State::Open if left > 0 => Some(Duration::from_nanos(left)),
+            State::HalfOpen if left > 0 && self.free_probes.load(Relaxed) == 0 => Some(Duration::from_nanos(left)),
+            _ => None,
+        }
+    }
+
+    /// Resolves when something has moved that may let a call in.
+    pub(super) fn moved(&self) -> tokio::sync::futures::Notified<'_> {
+        self.moved.notified()
+    }
+
+    // ---------------------------------------------------------------- settle
+
+    /// Whether a verdict counts, and as a failure.
+    #[inline]
+    pub(crate) fn counts(&self, verdict: Verdict) -> Option<bool> {
+        match verdict {
+            Verdict::Success | Verdict::Permanent => Some(false),
+            Verdict::Transient { .. } => Some(true),
+            Verdict::Throttled { .. } => self.settings.count_throttled.then_some(true),
+            Verdict::Ignored => None,
+        }
+    }
+
+    /// Whether the duration of a success matters.
+    #[inline]
+    pub(crate) fn times_successes(&self) -> bool {
+        self.settings.slow_call_rate.is_some()
+    }
+
+    /// A call that was never pending took no time.
+    pub(crate) fn is_slow(&self, started: Option<Instant>, now: Instant) -> bool {
+        started.is_some_and(|started| now.saturating_duration_since(started) > self.settings.slow_call)
+    }
+
+    /// A success that was not slow. `false`: it must be [recorded](Self::record) with the time.
+    #[inline]
+    pub(crate) fn succeed(&self, ticket: Word) -> bool {
+        if self.word.load(Relaxed) != ticket {
+            return true; // A late result moves nothing.
+        }
+        if ticket & ASK != 0 {
+            return false; // A probe.
+        }
+        let counted = self.window.succeed_untimed(ticket >> 8);
+        if counted {
+            self.end_streak(ticket);
+        }
+        counted
+    }
+
+    /// A result, at `now`.
+    pub(crate) fn record(&self, ticket: Word, failed: bool, slow: bool, hint: Option<Duration>, now: Instant) {
+        if self.word.load(Relaxed) != ticket {
+            return;
+        }
+        let (nanos, generation) = (since(self.base, now), ticket >> 8);
+        if ticket & ASK != 0 {
+            let failed = failed || slow && self.times_successes();
+            let unit = self.random.unit();
+            self.with_machine(nanos, |machine, settings| {
+                ((), machine.settle_probe(settings, nanos, generation, failed, hint, unit))
+            });
+            return;
+        }
+        self.window.record(nanos, generation, failed, slow);
+        let streak = if failed { self.extend_streak(ticket) } else { self.end_streak(ticket) };
+        if (failed || slow)
+            && state_of(ticket) != State::ForcedClosed
+            && let Some(cause) = self.broken_rule(nanos, generation, failed, slow, streak)
+        {
+            let unit = self.random.unit();
+            self.with_machine(nanos, |machine, settings| {
+                ((), machine.trip(settings, nanos, generation, cause, hint, unit))
+            });
+        }
+    }
+
+    /// A call that says nothing.
+    pub(crate) fn release(&self, ticket: Word) {
+        if ticket & ASK != 0 && self.word.load(Relaxed) == ticket {
+            self.with_machine(0, |machine, _| (machine.return_probe(ticket >> 8), None));
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// The rule that this failed or slow call finds met. A success never opens a circuit.
+    fn broken_rule(&self, nanos: u64, generation: u64, failed: bool, slow: bool, streak: u32) -> Option<Cause> {
+        let settings = &self.settings;
+        if failed && settings.consecutive_failures.is_some_and(|most| streak >= most) {
+            return Some(Cause { rule: Rule::ConsecutiveFailures, measured: streak as f32 });
+        }
+        let totals = self.window.totals(nanos, generation);
+        if totals.calls() < settings.min_calls {
+            return None;
+        }
+        let failure_rate = (Rule::FailureRate, failed, settings.failure_rate, totals.failure_rate());
+        let slow_call_rate = (Rule::SlowCallRate, slow, settings.slow_call_rate, totals.slow_rate());
+        [failure_rate, slow_call_rate].into_iter().find_map(|(rule, asked, threshold, rate)| {
+            (asked && threshold.is_some_and(|threshold| rate >= threshold))
+                .then_some(Cause { rule, measured: rate as f32 })
+        })
+    }
+
+    /// One word for all threads, but a success writes it only to end a streak.
+    #[inline]
+    fn end_streak(&self, ticket: Word) -> u32 {
+        let streak = self.consecutive.0.load(Relaxed);
+        if streak & 0xffff_ffff != 0 {
+            // Lost to a failure or to another success that comes at this very moment: either order is right.
+            let _ = self.consecutive.0.compare_exchange(streak, ticket >> 8 << 32, Relaxed, Relaxed);
+        }
+        0
+    }
+
+    fn extend_streak(&self, ticket: Word) -> u32 {
+        let generation = ticket >> 8 & 0xffff_ffff;
+        let extended = |word: u64| {
+            let streak = if word >> 32 == generation { word & 0xffff_ffff } else { 0 };
+            generation << 32 | (streak + 1).min(0xffff_ffff)
+        };
+        let before = self.consecutive.0.fetch_update(Relaxed, Relaxed, |word| Some(extended(word)));
+        extended(before.unwrap_or_else(|word| word)) as u32
+    }
+
+    // ---------------------------------------------------------------- the machine
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No user code runs under it; if it is poisoned all the same, the machine is whole between its methods.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the machine, publishes where it stands, and tells of it once the lock is released.
+    fn with_machine<R>(
+        &self,
+        nanos: u64,
+        step: impl FnOnce(&mut Machine, &Settings) -> (R, Option<Change>),
+    ) -> (R, Word) {
+        let mut inner = self.lock();
+        let (result, change) = step(&mut inner.machine, &self.settings);
+        let word = self.publish(&inner.machine, nanos, change.is_some());
+        let Some(change) = change else { return (result, word) };
+        if inner.outbox.len() == OUTBOX {
+            inner.outbox.pop_front();
+        }
+        let transition = self.transition(change);
+        inner.outbox.push_back(transition);
+        let tell = !std::mem::replace(&mut inner.telling, true);
+        drop(inner);
+        self.moved.notify_waiters();
+        if tell {
+            self.tell();
+        }
+        (result, word)
+    }
+
+    /// Under the lock.
+    fn publish(&self, machine: &Machine, nanos: u64, changed: bool) -> Word {
+        let word = machine.generation() << 8 | code(machine.state());
+        self.free_probes.store(machine.free_probes(&self.settings), Relaxed);
+        if changed {
+            if word & ASK == 0 && self.word.load(Relaxed) != word {
+                self.window.reset(nanos, machine.generation());
+            }
+            self.until.store(machine.until().unwrap_or(0), Relaxed);
+            if let Some(cause) = machine.cause() {
+                let rule = Rule::ALL.iter().position(|rule| *rule == cause.rule).unwrap_or(0);
+                self.cause.store((rule as u64) << 32 | u64::from(cause.measured.to_bits()), Relaxed);
+            }
+            // Release: whoever reads this word also sees what belongs to it.
+            self.word.store(word, Release);
+        }
+        word
+    }
+
+    /// The word and what belongs to it, as one: read again if the word has moved in between.
+    fn read(&self) -> Published {
+        loop {
+            let word = self.word.load(Acquire);
+            // Acquire on both, so that the second look at the word cannot come before them.
+            let (until, cause) = (self.until.load(Acquire), self.cause.load(Acquire));
+            if self.word.load(Relaxed) == word {
+                return Published { word, until, cause };
+            }
+        }
+    }
+
+    fn transition(&self, Change { from, to, cause, open_for }: Change) -> Transition {
+        let rejected = self.rejected.iter().map(|slot| slot.0.swap(0, Relaxed)).sum();
+        self.rejected_before.fetch_add(rejected, Relaxed);
+        Transition {
+            name: self.settings.name,
+            from,
+            to,
+            rule: cause.map(|cause| cause.rule),
+            measured: cause.map_or(f32::NAN, |cause| cause.measured),
+            threshold: cause.map_or(f32::NAN, |cause| self.threshold(cause.rule)),
+            open_for,
+            rejected,
+        }
+    }
+
+    /// Empties the outbox, one transition after the other, outside of the lock.
+    fn tell(&self) {
+        loop {
+            let mut inner = self.lock();
+            let Some(transition) = inner.outbox.pop_front() else {
+                inner.telling = false;
+                return;
+            };
+            drop(inner);
+            // Whatever listens may panic: nothing of ours is in the middle of anything, and the next is told too.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.tell_one(&transition)));
+        }
+    }
+
+    fn tell_one(&self, transition: &Transition) {
+        if transition.from != transition.to {
+            self.watch.send_replace(transition.to);
+        }
+        macro_rules! event {
+            ($level:ident, $message:literal) => {
+                $level!(
+                    target: "buttress",
+                    name = transition.name,
+                    from = transition.from.as_str(),
+                    to = transition.to.as_str(),
+                    rule = transition.rule.map(Rule::as_str),
+                    measured = f64::from(transition.measured),
+                    threshold = f64::from(transition.threshold),
+                    open_for = ?transition.open_for,
+                    rejected = transition.rejected,
+                    $message
+                )
+            };
+        }
+        match transition.to {
+            State::Open | State::ForcedOpen => event!(warn, "circuit breaker opened"),
+            State::Shadow if transition.would_open() => event!(warn, "circuit breaker would open"),
+            State::HalfOpen => event!(info, "circuit breaker half-open"),
+            State::Closed => event!(info, "circuit breaker closed"),
+            State::ForcedClosed => event!(info, "circuit breaker forced closed"),
+            State::Shadow => event!(info, "circuit breaker in shadow mode"),
+        }
+        if let Some(listener) = &self.listener {
+            listener(transition);
+        }
+    }
+
+    // ---------------------------------------------------------------- by hand
+
+    pub(super) fn force(&self, state: State, now: Instant) {
+        self.with_machine(since(self.base, now), |machine, _| ((), machine.force(state)));
+    }
+
+    #[inline]
+    pub(crate) fn name(&self) -> &'static str {
+        self.settings.name
+    }
+
+    pub(super) fn state(&self) -> State {
+        state_of(self.word.load(Relaxed))
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<State> {
+        self.watch.subscribe()
+    }
+
+    pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
+        let Published { word, until, .. } = self.read();
+        let at = since(self.base, now);
+        let totals = self.window.totals(at, word >> 8);
+        let streak = self.consecutive.0.load(Relaxed);
+        let waits = matches!(state_of(word), State::Open | State::HalfOpen);
+        let rejected: u64 = self.rejected.iter().map(|slot| slot.0.load(Relaxed)).sum();
+        Snapshot {
+            state: state_of(word),
+            calls: totals.calls(),
+            failures: totals.failures,
+            slow_calls: totals.slow,
+            consecutive_failures: if streak >> 32 == word >> 8 & 0xffff_ffff { streak as u32 } else { 0 },
+            rejected: rejected + self.rejected_before.load(Relaxed),
+            retry_after: waits.then(|| Duration::from_nanos(until.saturating_sub(at))),
+        }
+    }
+}
+
+/// The word and what belongs to it.
+struct Published {
+    word: Word,
+    until: u64,
+    cause: u64,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CircuitBreaker").field("name", &self.settings.name).field("state", &self.state()).finish()
+    }
+}

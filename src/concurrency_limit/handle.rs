@@ -1,0 +1,220 @@
+//! The handle, its permits and its layer.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    ops::Deref,
+    sync::Arc,
+};
+
+use tokio::time::timeout_at;
+
+use super::{ConcurrencyLimitBuilder, Shared};
+use crate::{
+    ByResult, Deadline, Error, Reason, Reject, Rejection, Rule,
+    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated},
+    clock::{after, now},
+    spread::Spread,
+};
+
+/// A concurrency limit: one count, shared by its clones, its layers and their services.
+///
+/// ```
+/// use buttress::ConcurrencyLimit;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let limit = ConcurrencyLimit::builder().max_in_flight(1).max_queue(0).build()?;
+/// let permit = limit.acquire().await?;
+/// assert_eq!(
+///     limit.try_acquire().unwrap_err().to_string(),
+///     "concurrency limit `concurrency_limit` is overloaded: 1 in flight, 1 may be",
+/// );
+/// drop(permit);
+/// assert_eq!(limit.call(async { Ok::<_, std::io::Error>(42) }).await?, 42);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct ConcurrencyLimit {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl ConcurrencyLimit {
+    /// Settings; [`max_in_flight`](ConcurrencyLimitBuilder::max_in_flight) has no default.
+    pub fn builder() -> ConcurrencyLimitBuilder {
+        ConcurrencyLimitBuilder::default()
+    }
+
+    /// As a tower layer.
+    pub fn layer(&self) -> ConcurrencyLimitLayer {
+        Guard::from(Spread::new(LimitParts { limit: Arc::clone(&self.shared) }))
+    }
+
+    /// Runs `future` with a permit, waiting for one in the queue if need be. Cancel safe if `future` is.
+    ///
+    /// # Errors
+    /// The future's own error, or a rejection: [`Overloaded`](crate::Reason::Overloaded), or
+    /// [`DeadlineExceeded`](crate::Reason::DeadlineExceeded) if the current deadline ends the wait.
+    pub fn call<F, T, E>(&self, future: F) -> impl Future<Output = Result<T, Error<E>>> + use<'_, F, T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        ResponseFuture::lazy(Inline(LimitParts { limit: &*self.shared }), Given::lifted(future))
+    }
+
+    /// As [`call`](Self::call), for a future whose error can carry the rejection itself.
+    ///
+    /// # Errors
+    /// The future's own error, or the rejection.
+    pub fn call_as<F, T, E>(&self, future: F) -> impl Future<Output = Result<T, E>> + use<'_, F, T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+        E: Reject<T>,
+    {
+        ResponseFuture::lazy(Inline(LimitParts { limit: &*self.shared }), Given::new(future))
+    }
+
+    /// A permit, once there is one. Cancel safe: dropped while it waits, it leaves the queue.
+    ///
+    /// # Errors
+    /// The rejection, if the queue is full, or `max_wait` or the current deadline ends the wait.
+    ///
+    /// # Panics
+    /// If it must wait with an end in sight outside of a tokio runtime with its timers enabled.
+    pub async fn acquire(&self) -> Result<Permit, Rejection> {
+        if let Ok(permit) = self.try_acquire() {
+            return Ok(permit);
+        }
+        let Some(ticket) = self.shared.enqueue()? else { return Ok(self.permit()) };
+        let mut place = Place { shared: &self.shared, ticket: Some(ticket) };
+        let granted = poll_fn(|cx| self.shared.poll_queued(ticket, cx));
+        let began = now();
+        let longest = self.shared.max_wait().map(|wait| after(began, wait));
+        let deadline = Deadline::current().map(Deadline::instant);
+        match longest.into_iter().chain(deadline).min() {
+            None => granted.await,
+            Some(end) => {
+                if timeout_at(end, granted).await.is_err() {
+                    return Err(self.gave_up(deadline == Some(end), (now() - began).as_secs_f32()));
+                }
+            }
+        }
+        place.ticket = None;
+        Ok(self.permit())
+    }
+
+    fn gave_up(&self, by_deadline: bool, waited: f32) -> Rejection {
+        let name = self.shared.name();
+        if by_deadline {
+            Rejection::new(name, Reason::DeadlineExceeded, Rule::Deadline, f32::NAN, f32::NAN)
+        } else {
+            let longest = self.shared.max_wait().map_or(f32::NAN, |wait| wait.as_secs_f32());
+            Rejection::new(name, Reason::Overloaded, Rule::MaxWait, waited, longest)
+        }
+    }
+
+    /// A permit, if there is one now.
+    ///
+    /// # Errors
+    /// The rejection.
+    pub fn try_acquire(&self) -> Result<Permit, Rejection> {
+        if self.shared.try_acquire() { Ok(self.permit()) } else { Err(self.shared.refusal()) }
+    }
+
+    fn permit(&self) -> Permit {
+        Permit { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Changes how many may be in flight, from now on: upwards admits those who wait, downwards lets those in flight
+    /// finish. Zero admits nobody until it is raised again. At most 2^30.
+    pub fn resize(&self, max_in_flight: usize) {
+        self.shared.resize(max_in_flight);
+    }
+
+    /// How many may be in flight.
+    #[must_use]
+    pub fn max_in_flight(&self) -> usize {
+        self.shared.max_in_flight()
+    }
+
+    /// How many are in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight()
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting()
+    }
+}
+
+impl fmt::Debug for ConcurrencyLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+/// A place in the queue, given up on drop.
+struct Place<'a> {
+    shared: &'a Shared,
+    ticket: Option<u32>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.shared.leave_queue(ticket);
+        }
+    }
+}
+
+/// One of the calls in flight; dropping it gives the place to the next.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped at once limits nothing"]
+pub struct Permit {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.shared.release();
+    }
+}
+
+/// A limit.
+#[derive(Debug)]
+pub struct LimitParts<L> {
+    limit: L,
+}
+
+impl<L: Deref<Target = Shared>> Parts for LimitParts<L> {
+    type Classify = ByResult;
+    type Again = Unrepeated;
+
+    #[inline]
+    fn name(&self) -> &'static str {
+        self.limit.name()
+    }
+
+    #[inline]
+    fn classify(&self) -> &ByResult {
+        &ByResult
+    }
+
+    #[inline]
+    fn again(&self) -> &Unrepeated {
+        &Unrepeated::ONCE
+    }
+
+    #[inline]
+    fn limit(&self) -> Option<&Shared> {
+        Some(&self.limit)
+    }
+}
+
+/// A [`ConcurrencyLimit`] as a tower layer.
+pub type ConcurrencyLimitLayer = Guard<Spread<LimitParts<Arc<Shared>>>>;
+
+/// The service of [`ConcurrencyLimitLayer`].
+pub type ConcurrencyLimitService<S> = Guarded<S, Spread<LimitParts<Arc<Shared>>>>;

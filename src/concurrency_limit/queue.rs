@@ -1,0 +1,129 @@
+//! A first-in-first-out queue whose members can leave from the middle: a doubly linked list in a vector, so that
+//! it allocates only to grow.
+
+const NONE: u32 = u32::MAX;
+
+#[derive(Debug)]
+pub(super) struct Queue<T> {
+    nodes: Vec<Node<T>>,
+    head: u32,
+    tail: u32,
+    /// Unused nodes, linked by `next`.
+    free: u32,
+}
+
+#[derive(Debug)]
+struct Node<T> {
+    /// `None` if unused.
+    value: Option<T>,
+    prev: u32,
+    next: u32,
+    linked: bool,
+}
+
+impl<T> Queue<T> {
+    pub(super) const fn new() -> Self {
+        Self { nodes: Vec::new(), head: NONE, tail: NONE, free: NONE }
+    }
+
+    /// Appends and returns the member's number, which is its own until [`remove`](Self::remove).
+    pub(super) fn push_back(&mut self, value: T) -> u32 {
+        let node = Node { value: Some(value), prev: self.tail, next: NONE, linked: true };
+        let index = self.free;
+        let index = if index == NONE {
+            self.nodes.push(node);
+            u32::try_from(self.nodes.len() - 1).expect("bounded by max_queue and max_in_flight, both below 2^31")
+        } else {
+            self.free = self.nodes[index as usize].next;
+            self.nodes[index as usize] = node;
+            index
+        };
+        match self.tail {
+            NONE => self.head = index,
+            tail => self.nodes[tail as usize].next = index,
+        }
+        self.tail = index;
+        index
+    }
+
+    /// Takes the first out of the line; it stays a member.
+    pub(super) fn unlink_front(&mut self) -> Option<&mut T> {
+        let index = self.head;
+        if index == NONE {
+            return None;
+        }
+        self.unlink(index);
+        self.nodes[index as usize].value.as_mut()
+    }
+
+    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.nodes.get_mut(index as usize)?.value.as_mut()
+    }
+
+    /// Ends the membership. `true` if it was still in the line.
+    pub(super) fn remove(&mut self, index: u32) -> (bool, Option<T>) {
+        let Some(value) = self.nodes.get_mut(index as usize).and_then(|node| node.value.take()) else {
+            return (false, None);
+        };
+        let waited = self.nodes[index as usize].linked;
+        if waited {
+            self.unlink(index);
+        }
+        self.nodes[index as usize].next = self.free;
+        self.free = index;
+        (waited, Some(value))
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let Node { prev, next, ref mut linked, .. } = self.nodes[index as usize];
+        *linked = false;
+        match prev {
+            NONE => self.head = next,
+            prev => self.nodes[prev as usize].next = next,
+        }
+        match next {
+            NONE => self.tail = prev,
+            next => self.nodes[next as usize].prev = prev,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+        /// Against a `VecDeque` that does it the slow way.
+        #[test]
+        fn behaves_like_a_line_of_people(steps in prop::collection::vec((0u8..3, any::<prop::sample::Index>()), 0..200)) {
+            let mut queue = Queue::new();
+            let (mut line, mut members) = (VecDeque::new(), Vec::new());
+            for (number, (step, which)) in steps.into_iter().enumerate() {
+                match step {
+                    0 => {
+                        let index = queue.push_back(number);
+                        line.push_back(number);
+                        members.push((index, number));
+                    }
+                    1 => prop_assert_eq!(queue.unlink_front().copied(), line.pop_front()),
+                    _ if members.is_empty() => {}
+                    _ => {
+                        let (index, number) = members.swap_remove(which.index(members.len()));
+                        let place = line.iter().position(|other| *other == number);
+                        prop_assert_eq!(queue.remove(index), (place.is_some(), Some(number)));
+                        place.map(|place| line.remove(place));
+                    }
+                }
+            }
+            while let Some(next) = line.pop_front() {
+                prop_assert_eq!(queue.unlink_front().copied(), Some(next));
+            }
+            prop_assert!(queue.nodes.len() <= 200);
+        }
+    }
+}

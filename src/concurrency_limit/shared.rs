@@ -1,0 +1,217 @@
+//! When is a call admitted? One word that says how many are in flight and how many wait, and a queue behind a lock
+//! that only those who wait, or wake them, come near.
+
+use std::{
+    fmt,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering::*},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use super::{config::MOST, queue::Queue};
+use crate::{Reason, Rejection, Rule, spread::Padded};
+
+/// The state of a concurrency limit.
+pub struct Shared {
+    /// `waiting: 32 | in flight: 32`, in one word so that "is there room, and nobody before me?" is one question.
+    /// `waiting` changes only under the lock.
+    ///
+    /// A permit is taken with Acquire and given back with Release, so that what one holder wrote the next one sees,
+    /// as with a lock.
+    word: Padded<AtomicU64>,
+    max_in_flight: AtomicU32,
+    max_queue: u32,
+    max_wait: Option<Duration>,
+    name: &'static str,
+    queue: Mutex<Queue<Waiter>>,
+}
+
+enum Waiter {
+    /// With the waker of its latest poll, if it was polled.
+    Waiting(Option<Waker>),
+    /// It holds a permit and does not know yet.
+    Granted,
+}
+
+const WAITING: u64 = 1 << 32;
+
+fn in_flight(word: u64) -> u32 {
+    word as u32
+}
+
+fn waiting(word: u64) -> u32 {
+    (word >> 32) as u32
+}
+
+impl Shared {
+    pub(super) fn new(name: &'static str, max_in_flight: usize, max_queue: usize, max_wait: Option<Duration>) -> Self {
+        Self {
+            word: Padded::default(),
+            max_in_flight: AtomicU32::new(max_in_flight.min(MOST) as u32),
+            max_queue: max_queue.min(MOST) as u32,
+            max_wait,
+            name,
+            queue: Mutex::new(Queue::new()),
+        }
+    }
+
+    #[inline]
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    #[inline]
+    pub(crate) fn max_wait(&self) -> Option<Duration> {
+        self.max_wait
+    }
+
+    pub(super) fn max_in_flight(&self) -> usize {
+        self.max_in_flight.load(Relaxed) as usize
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        in_flight(self.word.0.load(Relaxed)) as usize
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        waiting(self.word.0.load(Relaxed)) as usize
+    }
+
+    /// Takes a permit if there is one and nobody waits for it.
+    #[inline]
+    pub(crate) fn try_acquire(&self) -> bool {
+        let max = self.max_in_flight.load(Relaxed);
+        let mut word = self.word.0.load(Relaxed);
+        while waiting(word) == 0 && in_flight(word) < max {
+            match self.word.0.compare_exchange_weak(word, word + 1, Acquire, Relaxed) {
+                Ok(_) => return true,
+                Err(seen) => word = seen,
+            }
+        }
+        false
+    }
+
+    /// Takes a permit (`None`) or a place in the queue (`Some`), or tells why not.
+    #[cold]
+    pub(crate) fn enqueue(&self) -> Result<Option<u32>, Rejection> {
+        // Refusing takes no lock.
+        if waiting(self.word.0.load(Relaxed)) >= self.max_queue && !self.try_acquire() {
+            return Err(self.refusal());
+        } else if self.max_queue == 0 {
+            return Ok(None);
+        }
+        let mut queue = self.lock();
+        let mut word = self.word.0.load(Relaxed);
+        loop {
+            let room = waiting(word) == 0 && in_flight(word) < self.max_in_flight.load(Relaxed);
+            let next = match room {
+                true => word + 1,
+                false if waiting(word) < self.max_queue => word + WAITING,
+                false => return Err(self.refusal()),
+            };
+            match self.word.0.compare_exchange_weak(word, next, Acquire, Relaxed) {
+                Ok(_) if room => return Ok(None),
+                // Whoever gives a permit back from now on sees that somebody waits, and takes the lock that we hold.
+                Ok(_) => return Ok(Some(queue.push_back(Waiter::Waiting(None)))),
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    pub(super) fn refusal(&self) -> Rejection {
+        let (rule, measured, threshold) = if self.max_queue == 0 {
+            (Rule::LimitReached, self.in_flight(), self.max_in_flight())
+        } else {
+            (Rule::QueueFull, self.waiting(), self.max_queue as usize)
+        };
+        Rejection::new(self.name, Reason::Overloaded, rule, measured as f32, threshold as f32)
+    }
+
+    /// Ready once the permit is there; the place in the queue is given up then.
+    pub(crate) fn poll_queued(&self, ticket: u32, cx: &mut Context<'_>) -> Poll<()> {
+        // Cloned before and dropped after the lock: wakers are not our code.
+        let mut waker = Some(cx.waker().clone());
+        let mut queue = self.lock();
+        match queue.get_mut(ticket) {
+            Some(Waiter::Waiting(stored)) => {
+                std::mem::swap(stored, &mut waker);
+                drop(queue);
+                drop(waker);
+                Poll::Pending
+            }
+            _ => {
+                queue.remove(ticket);
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// Gives up a place in the queue, with the permit if it was just granted.
+    pub(crate) fn leave_queue(&self, ticket: u32) {
+        let mut queue = self.lock();
+        let (waited, waiter) = queue.remove(ticket);
+        if waited {
+            self.word.0.fetch_sub(WAITING, Relaxed);
+        }
+        drop(queue);
+        drop(waiter);
+        if !waited {
+            self.release();
+        }
+    }
+
+    /// Gives a permit back; if somebody waits, hands it over.
+    #[inline]
+    pub(crate) fn release(&self) {
+        if waiting(self.word.0.fetch_sub(1, Release)) != 0 {
+            self.grant();
+        }
+    }
+
+    /// Grants what there is to those who wait longest, one at a time, and wakes each outside of the lock.
+    #[cold]
+    fn grant(&self) {
+        loop {
+            let mut queue = self.lock();
+            let max = self.max_in_flight.load(Relaxed);
+            let granted = self.word.0.fetch_update(AcqRel, Relaxed, |word| {
+                (waiting(word) != 0 && in_flight(word) < max).then(|| word + 1 - WAITING)
+            });
+            if granted.is_err() {
+                return;
+            }
+            let waiter = queue.unlink_front().map(|waiter| std::mem::replace(waiter, Waiter::Granted));
+            drop(queue);
+            if let Some(Waiter::Waiting(Some(waker))) = waiter {
+                waker.wake();
+            }
+        }
+    }
+
+    pub(super) fn resize(&self, max_in_flight: usize) {
+        // Under the lock, so that no `enqueue` decides by the old one and then waits for a permit that nobody grants.
+        let queue = self.lock();
+        self.max_in_flight.store(max_in_flight.min(MOST) as u32, Relaxed);
+        drop(queue);
+        self.grant();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<Waiter>> {
+        // No user code runs under it, and the queue is whole between its methods.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConcurrencyLimit")
+            .field("name", &self.name)
+            .field("in_flight", &self.in_flight())
+            .field("max_in_flight", &self.max_in_flight())
+            .field("waiting", &self.waiting())
+            .finish()
+    }
+}

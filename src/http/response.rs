@@ -1,0 +1,38 @@
+//! Rejections as responses, for services that never fail, such as an axum router.
+
+use std::convert::Infallible;
+
+use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
+
+use crate::{Outcome, Reason, Reject, Rejection};
+
+/// 503 if the call was refused, 504 if it was cut off; `Retry-After` in whole seconds, rounded up; an empty body; the
+/// [`Rejection`] in the extensions.
+impl<B: Default> Reject<Response<B>> for Infallible {
+    type Cause = Infallible;
+
+    fn reject(rejection: Rejection) -> Result<Response<B>, Self> {
+        let mut res = Response::new(B::default());
+        *res.status_mut() = match rejection.reason() {
+            Reason::CircuitOpen | Reason::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::Timeout | Reason::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        };
+        if let Some(after) = rejection.retry_after() {
+            let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0));
+            res.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        res.extensions_mut().insert(rejection);
+        Ok(res)
+    }
+
+    #[inline]
+    fn inspect(outcome: &Result<Response<B>, Self>) -> Outcome<'_, Response<B>, Infallible> {
+        match outcome {
+            Ok(res) => match res.extensions().get() {
+                Some(rejection) => Outcome::Rejected(rejection),
+                None => Outcome::Ok(res),
+            },
+            Err(never) => match *never {},
+        }
+    }
+}

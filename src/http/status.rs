@@ -1,0 +1,70 @@
+//! What a status means.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+
+use crate::{Classify, Verdict};
+
+/// Judges HTTP responses by their status.
+///
+/// | status | verdict |
+/// | --- | --- |
+/// | 429, and 503 with `Retry-After` | throttled |
+/// | 408, 425, 5xx | transient |
+/// | 501, 505, other 4xx | permanent: the service is alive |
+/// | everything else | success |
+///
+/// An error instead of a response is transient.
+///
+/// ```
+/// use buttress::{http::ByStatus, Classify, Verdict};
+/// use std::{convert::Infallible, time::Duration};
+/// let busy = http::Response::builder().status(429).header("retry-after", "7").body(())?;
+/// let verdict = ByStatus.classify(Ok::<_, &Infallible>(&busy));
+/// assert_eq!(verdict, Verdict::Throttled { retry_after: Some(Duration::from_secs(7)) });
+/// # Ok::<(), http::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByStatus;
+
+impl<B, Cause: ?Sized> Classify<http::Response<B>, Cause> for ByStatus {
+    fn classify(&self, outcome: Result<&http::Response<B>, &Cause>) -> Verdict {
+        outcome.map_or(Verdict::TRANSIENT, |res| judge(res.status(), res.headers()))
+    }
+}
+
+pub(super) fn judge(status: StatusCode, headers: &HeaderMap) -> Verdict {
+    if !status.is_client_error() && !status.is_server_error() {
+        return Verdict::Success;
+    }
+    let retry_after = retry_after(headers, SystemTime::now());
+    match status.as_u16() {
+        429 => Verdict::Throttled { retry_after },
+        503 if retry_after.is_some() => Verdict::Throttled { retry_after },
+        501 | 505 => Verdict::Permanent,
+        408 | 425 | 500.. => Verdict::Transient { retry_after },
+        _ => Verdict::Permanent,
+    }
+}
+
+/// The `Retry-After` header, in seconds or as an HTTP date, as what remains at `now`. A date that is past is zero; what
+/// cannot be read is nothing.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// let mut headers = http::HeaderMap::new();
+/// headers.insert("retry-after", http::HeaderValue::from_static("Thu, 01 Jan 1970 00:01:30 GMT"));
+/// let now = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
+/// assert_eq!(buttress::http::retry_after(&headers, now), Some(Duration::from_secs(30)));
+/// ```
+#[must_use]
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        // More seconds than fit are for ever.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
+}

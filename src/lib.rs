@@ -1,0 +1,97 @@
+//! Resilience middleware for [tower](https://docs.rs/tower) and [tokio](https://docs.rs/tokio): what holds a tower up.
+//!
+//! ```text
+//! deadline ─► retry ─► circuit breaker ─► concurrency limit ─► attempt timeout ─► service
+//! ```
+//!
+//! Each pattern stands alone, as a tower layer and as a plain async function over the same state; [`Policy`] joins
+//! them in their right order, in one future with one timer and no allocation.
+//!
+//! # Which one do I need?
+//!
+//! | what goes wrong | what helps |
+//! | --- | --- |
+//! | an answer may never come | [`Timeout`] on each attempt, [`Deadline`] on the whole call |
+//! | single calls fail, the next one works | [`Retry`], with its budget |
+//! | the service is down, and asking makes it worse | [`CircuitBreaker`] |
+//! | too many at once make everything slow | [`ConcurrencyLimit`] |
+//! | all of that | [`Policy`] |
+//!
+//! # A first policy
+//!
+//! ```
+//! use buttress::{CircuitBreaker, ConcurrencyLimit, Error, Policy, Reason, Retry};
+//! use std::time::Duration;
+//!
+//! # async fn fetch_user(id: u32) -> Result<String, std::io::Error> { Ok(format!("user {id}")) }
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let policy = Policy::plain("users")
+//!     .deadline(Duration::from_secs(5))
+//!     .retry(Retry::exponential(Duration::from_millis(50)))
+//!     .circuit_breaker(CircuitBreaker::builder())
+//!     .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64))
+//!     .timeout(Duration::from_millis(500))
+//!     .build()?;
+//!
+//! match policy.call(|| fetch_user(42)).await {
+//!     Ok(user) => println!("{user}"),
+//!     Err(Error::Rejected(no)) if no.reason() == Reason::CircuitOpen => println!("{no}"),
+//!     Err(error) => return Err(error.into()),
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! - Around a client whose error you cannot make: [`policy.wrap(client)`](Policy::wrap), errors become [`Error<E>`].
+//! - In a `ServiceBuilder` or an axum `Router`: [`policy.layer()`](Policy::layer), the error type stays as it is.
+//!   For a router enable feature `http`; no `HandleErrorLayer` is needed.
+//! - Around an async function: [`policy.call(|| …)`](Policy::call).
+//!
+//! # What to rely on
+//!
+//! - The service that was polled ready is the one that is called; `poll_ready` reserves nothing of ours and returns
+//!   no rejection.
+//! - The state belongs to the value that you built, never to `Layer::layer`, which axum calls for each connection.
+//! - A permit that is dropped, by cancellation or by a panic, is given back exactly once.
+//! - Nothing waits past the [`Deadline`].
+//! - Time is tokio's: `tokio::time::pause` drives every test.
+//! - Nothing on the success path allocates, locks, or logs. Transitions are logged at WARN or INFO and rejections at
+//!   DEBUG, under the target `buttress`.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod backoff;
+mod call;
+pub mod circuit_breaker;
+pub mod classify;
+mod clock;
+pub mod concurrency_limit;
+mod config;
+pub mod deadline;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod http;
+mod kind;
+mod lift;
+pub mod policy;
+mod random;
+pub mod rejection;
+pub mod retry;
+mod spread;
+pub mod timeout;
+mod window;
+
+#[doc(inline)]
+pub use crate::{
+    backoff::{Backoff, Jitter},
+    call::{Guard, Guarded, ResponseFuture},
+    circuit_breaker::{CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerLayer, CircuitBreakerService},
+    classify::{ByResult, Classify, Verdict},
+    concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencyLimitLayer, ConcurrencyLimitService},
+    config::{ConfigError, Problem},
+    deadline::{Deadline, DeadlineLayer, DeadlineService},
+    kind::{Cloned, Kind, Plain},
+    lift::{Lift, LiftFuture, LiftLayer},
+    policy::{Policy, PolicyBuilder, PolicyLayer, PolicyService},
+    rejection::{Error, Outcome, Reason, Reject, Rejection, Rule},
+    retry::{Retry, RetryBuilder, RetryLayer, RetryService},
+    timeout::{Timeout, TimeoutLayer, TimeoutService},
+};

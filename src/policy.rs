@@ -1,0 +1,402 @@
+//! [`Policy`]: the patterns in their right order.
+//!
+//! ```text
+//! deadline ─► retry ─► circuit breaker ─► concurrency limit ─► attempt timeout ─► service
+//! ```
+//!
+//! Retry is outside of the breaker, so that each attempt is counted and an open circuit stops it. The limit is
+//! inside of retry, so that no permit is held during a backoff. The attempt timeout is innermost, so that it does
+//! not count the queue. The order is fixed; the single layers are there for any other.
+
+use std::{fmt, future::Future, time::Duration};
+
+use tower::Layer;
+
+use crate::{
+    CircuitBreaker, CircuitBreakerBuilder, Classify, ConcurrencyLimit, ConcurrencyLimitBuilder, ConfigError, Error,
+    Reject, Retry, RetryBuilder,
+    call::{Calls, Guard, Guarded, Parts, Repeating, ResponseFuture},
+    circuit_breaker, concurrency_limit,
+    config::Checks,
+    kind::{Cloned, Kind, Plain},
+    lift::{Lift, LiftFuture},
+    spread::Spread,
+};
+
+/// Deadline, retry, circuit breaker, concurrency limit and attempt timeout around a service, each of them optional,
+/// in one future with one timer and no allocation.
+///
+/// The state belongs to the policy: clones, layers and services made of it share one breaker, one limit and one
+/// budget. Make one policy per service that you call, and keep it.
+///
+/// ```
+/// use buttress::{CircuitBreaker, ConcurrencyLimit, Policy, Retry};
+/// use std::time::Duration;
+///
+/// # async fn fetch_user(id: u32) -> Result<String, std::io::Error> { Ok(format!("user {id}")) }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = Policy::plain("users")
+///     .deadline(Duration::from_secs(5))
+///     .retry(Retry::exponential(Duration::from_millis(50)).max_attempts(3))
+///     .circuit_breaker(CircuitBreaker::builder().failure_rate(0.5))
+///     .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64).max_queue(128))
+///     .timeout(Duration::from_millis(500))
+///     .build()?;
+///
+/// let user = policy.call(|| fetch_user(42)).await?;
+/// assert_eq!(user, "user 42");
+/// # Ok(()) }
+/// ```
+pub struct Policy<K = Plain> {
+    parts: Spread<PolicyParts<K>>,
+}
+
+/// The parts of a [`Policy`].
+#[derive(Debug)]
+pub struct PolicyParts<K> {
+    name: &'static str,
+    deadline: Option<Duration>,
+    retry: Option<Retry>,
+    breaker: Option<CircuitBreaker>,
+    limit: Option<ConcurrencyLimit>,
+    timeout: Option<Duration>,
+    kind: K,
+}
+
+impl Policy {
+    /// For any service or closure: requests are sent once, closures can be repeated, `Err` is a transient failure.
+    pub fn plain(name: &'static str) -> PolicyBuilder<Plain> {
+        PolicyBuilder::new(name, Plain::default())
+    }
+
+    /// For services whose requests are `Clone` and safe to repeat.
+    pub fn cloned(name: &'static str) -> PolicyBuilder<Cloned> {
+        PolicyBuilder::new(name, Cloned::default())
+    }
+
+    /// For `reqwest::Client`: judges by status, honours `Retry-After`, repeats what is idempotent.
+    #[cfg(feature = "reqwest")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
+    pub fn reqwest(name: &'static str) -> PolicyBuilder<crate::http::Reqwest> {
+        PolicyBuilder::new(name, crate::http::Reqwest::default())
+    }
+}
+
+impl<K> Policy<K> {
+    /// As a tower layer. The error type of the service stays as it is; it must be able to carry a rejection.
+    pub fn layer(&self) -> PolicyLayer<K>
+    where
+        PolicyParts<K>: Parts,
+    {
+        Guard::from(self.parts.clone())
+    }
+
+    /// Around any service: its error `E` becomes [`Error<E>`].
+    pub fn wrap<S>(&self, service: S) -> PolicyService<Lift<S>, K>
+    where
+        PolicyParts<K>: Parts,
+    {
+        self.layer().layer(Lift::new(service))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.parts.name
+    }
+
+    /// The circuit breaker, to look at or to force.
+    #[must_use]
+    pub fn circuit_breaker(&self) -> Option<&CircuitBreaker> {
+        self.parts.breaker.as_ref()
+    }
+
+    /// The concurrency limit, to look at or to resize.
+    #[must_use]
+    pub fn concurrency_limit(&self) -> Option<&ConcurrencyLimit> {
+        self.parts.limit.as_ref()
+    }
+
+    /// The retry, with its budget.
+    #[must_use]
+    pub fn retry(&self) -> Option<&Retry> {
+        self.parts.retry.as_ref()
+    }
+}
+
+impl<C, R> Policy<Kind<C, R>> {
+    /// Calls an async function through the policy, as often as need be. It may borrow; the attempt's number is
+    /// [`retry::current_attempt`](crate::retry::current_attempt).
+    ///
+    /// Cancel safe if the attempts are: dropped at any point, it gives everything back and starts nothing more.
+    ///
+    /// # Errors
+    /// The last attempt's error, unchanged, or the rejection.
+    ///
+    /// # Panics
+    /// If it must wait outside of a tokio runtime with its timers enabled.
+    pub fn call<F, Fut, T, E>(
+        &self,
+        mut f: F,
+    ) -> impl Future<Output = Result<T, Error<E>>> + use<'_, F, Fut, T, E, C, R>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        C: Classify<T, E>,
+    {
+        ResponseFuture::lazy(&*self.parts, Calls(move |_| LiftFuture { inner: f() }))
+    }
+
+    /// As [`call`](Self::call), for an error that can carry the rejection itself.
+    ///
+    /// # Errors
+    /// As `call`.
+    ///
+    /// # Panics
+    /// As `call`.
+    pub fn call_as<F, Fut, T, E>(&self, mut f: F) -> impl Future<Output = Result<T, E>> + use<'_, F, Fut, T, E, C, R>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        E: Reject<T>,
+        C: Classify<T, E::Cause>,
+    {
+        ResponseFuture::lazy(&*self.parts, Calls(move |_| f()))
+    }
+}
+
+impl<K> Clone for Policy<K> {
+    fn clone(&self) -> Self {
+        Self { parts: self.parts.clone() }
+    }
+}
+
+impl<K> fmt::Debug for Policy<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = &*self.parts;
+        f.debug_struct("Policy")
+            .field("name", &parts.name)
+            .field("deadline", &parts.deadline)
+            .field("retry", &parts.retry)
+            .field("circuit_breaker", &parts.breaker)
+            .field("concurrency_limit", &parts.limit)
+            .field("timeout", &parts.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C, R> Parts for PolicyParts<Kind<C, R>> {
+    type Classify = C;
+    type Again = Repeating<R>;
+    const SCOPED: bool = true;
+
+    #[inline]
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    #[inline]
+    fn classify(&self) -> &C {
+        self.kind.classifier()
+    }
+
+    #[inline]
+    fn again(&self) -> &Repeating<R> {
+        self.kind.again()
+    }
+
+    #[inline]
+    fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    #[inline]
+    fn retry(&self) -> Option<&Retry> {
+        self.retry.as_ref()
+    }
+
+    #[inline]
+    fn breaker(&self) -> Option<&circuit_breaker::Shared> {
+        self.breaker.as_ref().map(|breaker| &*breaker.shared)
+    }
+
+    #[inline]
+    fn limit(&self) -> Option<&concurrency_limit::Shared> {
+        self.limit.as_ref().map(|limit| &*limit.shared)
+    }
+
+    #[inline]
+    fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+}
+
+/// A [`Policy`] as a tower layer.
+pub type PolicyLayer<K = Plain> = Guard<Spread<PolicyParts<K>>>;
+
+/// The service of [`PolicyLayer`]; of [`Policy::wrap`] over [`Lift<S>`]. The same type, whatever is switched on.
+pub type PolicyService<S, K = Plain> = Guarded<S, Spread<PolicyParts<K>>>;
+
+/// A part of a policy: settings, or a handle that exists already and is shared with others.
+#[derive(Clone, Debug)]
+pub enum Part<B, H> {
+    /// Made when the policy is built, under the policy's name.
+    New(B),
+    /// Shared.
+    Shared(H),
+}
+
+macro_rules! part {
+    ($builder:ty, $handle:ty) => {
+        impl From<$builder> for Part<$builder, $handle> {
+            fn from(builder: $builder) -> Self {
+                Part::New(builder)
+            }
+        }
+
+        impl From<$handle> for Part<$builder, $handle> {
+            fn from(handle: $handle) -> Self {
+                Part::Shared(handle)
+            }
+        }
+
+        impl From<&$handle> for Part<$builder, $handle> {
+            fn from(handle: &$handle) -> Self {
+                Part::Shared(handle.clone())
+            }
+        }
+    };
+}
+
+part!(RetryBuilder, Retry);
+part!(CircuitBreakerBuilder, CircuitBreaker);
+part!(ConcurrencyLimitBuilder, ConcurrencyLimit);
+
+impl<B, H> Part<B, H> {
+    fn check(part: &Option<Self>, check: impl FnOnce(&B)) {
+        if let Some(Part::New(builder)) = part {
+            check(builder);
+        }
+    }
+
+    fn assemble(part: Option<Self>, assemble: impl FnOnce(B) -> H) -> Option<H> {
+        part.map(|part| match part {
+            Part::New(builder) => assemble(builder),
+            Part::Shared(handle) => handle,
+        })
+    }
+}
+
+/// Builds a [`Policy`]. What is not set is not done.
+///
+/// ```
+/// use buttress::{CircuitBreaker, Policy};
+/// use std::time::Duration;
+/// let error = Policy::plain("users")
+///     .deadline(Duration::ZERO)
+///     .circuit_breaker(CircuitBreaker::builder().failure_rate(f64::NAN))
+///     .build()
+///     .unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "invalid configuration: policy.deadline = 0ns: must be longer than zero; \
+///      circuit_breaker.failure_rate = NaN: must be above 0 and at most 1",
+/// );
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct PolicyBuilder<K = Plain> {
+    name: &'static str,
+    deadline: Option<Duration>,
+    retry: Option<Part<RetryBuilder, Retry>>,
+    breaker: Option<Part<CircuitBreakerBuilder, CircuitBreaker>>,
+    limit: Option<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>,
+    timeout: Option<Duration>,
+    kind: K,
+}
+
+impl<K> PolicyBuilder<K> {
+    fn new(name: &'static str, kind: K) -> Self {
+        Self { name, deadline: None, retry: None, breaker: None, limit: None, timeout: None, kind }
+    }
+
+    /// How long the whole call may take, retries and waits included.
+    pub fn deadline(mut self, time: Duration) -> Self {
+        self.deadline = Some(time);
+        self
+    }
+
+    /// How to ask again: settings, or a [`Retry`] to share.
+    pub fn retry(mut self, retry: impl Into<Part<RetryBuilder, Retry>>) -> Self {
+        self.retry = Some(retry.into());
+        self
+    }
+
+    /// When not to ask: settings, or a [`CircuitBreaker`] to share.
+    pub fn circuit_breaker(mut self, breaker: impl Into<Part<CircuitBreakerBuilder, CircuitBreaker>>) -> Self {
+        self.breaker = Some(breaker.into());
+        self
+    }
+
+    /// How many may ask at once: settings, or a [`ConcurrencyLimit`] to share.
+    pub fn concurrency_limit(mut self, limit: impl Into<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>) -> Self {
+        self.limit = Some(limit.into());
+        self
+    }
+
+    /// How long each attempt may take.
+    pub fn timeout(mut self, time: Duration) -> Self {
+        self.timeout = Some(time);
+        self
+    }
+
+    /// The policy.
+    ///
+    /// # Errors
+    /// Every setting of every part that is out of its range, all at once.
+    pub fn build(self) -> Result<Policy<K>, ConfigError> {
+        let mut checks = Checks::new("policy");
+        checks.require(!self.name.is_empty(), "name", self.name, "must not be empty: logs and rejections carry it");
+        for (setting, time) in [("deadline", self.deadline), ("timeout", self.timeout)] {
+            if let Some(time) = time {
+                checks.time(setting, time);
+            }
+        }
+        Part::check(&self.retry, |retry| retry.check(&mut checks));
+        Part::check(&self.breaker, |breaker| breaker.check(&mut checks));
+        Part::check(&self.limit, |limit| limit.check(&mut checks));
+        checks.finish()?;
+
+        let name = self.name;
+        // A caller who gives up before half the time that a call may take has not waited in vain.
+        let bound = self.timeout.into_iter().chain(self.deadline).min();
+        let slow_call = bound.map_or(Duration::from_secs(1), |bound| bound / 2);
+        let parts = PolicyParts {
+            name,
+            deadline: self.deadline,
+            retry: Part::assemble(self.retry, RetryBuilder::assemble),
+            breaker: Part::assemble(self.breaker, |breaker| breaker.assemble(name, slow_call)),
+            limit: Part::assemble(self.limit, |limit| limit.assemble(name)),
+            timeout: self.timeout,
+            kind: self.kind,
+        };
+        Ok(Policy { parts: Spread::new(parts) })
+    }
+}
+
+impl<C, R> PolicyBuilder<Kind<C, R>> {
+    /// Judges outcomes by a classifier of your own.
+    pub fn classify<C2>(self, classify: C2) -> PolicyBuilder<Kind<C2, R>> {
+        self.with_kind(|kind| kind.with_classify(classify))
+    }
+
+    /// Repeats requests by a [strategy](crate::retry::Repeat) of your own.
+    pub fn repeat<R2>(self, repeat: R2) -> PolicyBuilder<Kind<C, R2>> {
+        self.with_kind(|kind| kind.with_repeat(repeat))
+    }
+
+    fn with_kind<K2>(self, with: impl FnOnce(Kind<C, R>) -> K2) -> PolicyBuilder<K2> {
+        let Self { name, deadline, retry, breaker, limit, timeout, kind } = self;
+        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, kind: with(kind) }
+    }
+}

@@ -1,0 +1,447 @@
+//! How a call that was refused, or cut off, shows up to its caller.
+//!
+//! Every layer keeps the error type of the service below it and asks only that it can carry a
+//! [`Rejection`]: that is the trait [`Reject`]. `BoxError`, [`Error<E>`], `io::Error` and, by feature
+//! `http`, `Infallible` beside an HTTP response do so already; [`impl_reject!`](crate::impl_reject)
+//! teaches it to an enum of yours. For a client whose error cannot be constructed there is
+//! [`Lift`](crate::Lift), and [`Policy::wrap`](crate::Policy::wrap) that applies it.
+
+use std::{error::Error as StdError, fmt, io, time::Duration};
+
+use tower::BoxError;
+
+/// The condition under which a call was refused or cut off.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The circuit breaker is open, or half-open with all its probes out.
+    CircuitOpen,
+    /// The concurrency limit and its queue are full, or the wait in the queue was too long.
+    Overloaded,
+    /// One attempt took longer than the attempt timeout.
+    Timeout,
+    /// The whole call ran out of time, or had none left when it began.
+    DeadlineExceeded,
+}
+
+/// The rule within the layer that decided.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// The share of failed calls in the window reached its threshold.
+    FailureRate,
+    /// The share of slow calls in the window reached its threshold.
+    SlowCallRate,
+    /// So many calls failed one after the other.
+    ConsecutiveFailures,
+    /// The probes of a half-open circuit failed.
+    ProbesFailed,
+    /// The probes of a half-open circuit did not answer within their lease.
+    ProbeLease,
+    /// A half-open circuit has all its probes out.
+    ProbesOut,
+    /// Somebody forced the circuit open.
+    Forced,
+    /// As many calls are in flight as may be, and there is no queue.
+    LimitReached,
+    /// The queue of the concurrency limit is full.
+    QueueFull,
+    /// The call waited in the queue for as long as it may.
+    MaxWait,
+    /// The attempt timeout.
+    AttemptTimeout,
+    /// The deadline of the whole call.
+    Deadline,
+}
+
+impl Rule {
+    pub(crate) const ALL: [Rule; 12] = [
+        Rule::FailureRate,
+        Rule::SlowCallRate,
+        Rule::ConsecutiveFailures,
+        Rule::ProbesFailed,
+        Rule::ProbeLease,
+        Rule::ProbesOut,
+        Rule::Forced,
+        Rule::LimitReached,
+        Rule::QueueFull,
+        Rule::MaxWait,
+        Rule::AttemptTimeout,
+        Rule::Deadline,
+    ];
+
+    /// The stable name that logs carry.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Rule::FailureRate => "failure_rate",
+            Rule::SlowCallRate => "slow_call_rate",
+            Rule::ConsecutiveFailures => "consecutive_failures",
+            Rule::ProbesFailed => "probes_failed",
+            Rule::ProbeLease => "probe_lease",
+            Rule::ProbesOut => "probes_out",
+            Rule::Forced => "forced",
+            Rule::LimitReached => "limit_reached",
+            Rule::QueueFull => "queue_full",
+            Rule::MaxWait => "max_wait",
+            Rule::AttemptTimeout => "attempt_timeout",
+            Rule::Deadline => "deadline",
+        }
+    }
+}
+
+/// Why a call was refused or cut off: which layer, which rule, what was measured against which
+/// threshold, and when to come back.
+///
+/// It is small (48 bytes), cheap to clone and allocates nothing to build, so that saying no stays
+/// cheap when there is much to refuse.
+///
+/// ```
+/// # use buttress::{CircuitBreaker, Reason};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let breaker = CircuitBreaker::builder().name("payments").build()?;
+/// breaker.force_open();
+/// let rejection = breaker.try_acquire().unwrap_err();
+/// assert_eq!(rejection.reason(), Reason::CircuitOpen);
+/// assert_eq!(rejection.to_string(), "circuit breaker `payments` is open: forced open");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Rejection {
+    name: &'static str,
+    retry_after: Option<Duration>,
+    measured: f32,
+    threshold: f32,
+    reason: Reason,
+    rule: Rule,
+}
+
+impl Rejection {
+    /// `NaN` stands for a figure that there is none of.
+    #[cold]
+    pub(crate) fn new(name: &'static str, reason: Reason, rule: Rule, measured: f32, threshold: f32) -> Self {
+        Self { name, retry_after: None, measured, threshold, reason, rule }
+    }
+
+    pub(crate) fn with_retry_after(mut self, retry_after: Option<Duration>) -> Self {
+        self.retry_after = retry_after;
+        self
+    }
+
+    /// The name of the policy or of the single layer that said no.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The condition.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The rule that decided.
+    #[must_use]
+    pub fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// What was measured: a rate, a count, or seconds, as the [rule](Self::rule) says.
+    #[must_use]
+    pub fn measured(&self) -> Option<f32> {
+        (!self.measured.is_nan()).then_some(self.measured)
+    }
+
+    /// What it was held against, in the unit of [`measured`](Self::measured).
+    #[must_use]
+    pub fn threshold(&self) -> Option<f32> {
+        (!self.threshold.is_nan()).then_some(self.threshold)
+    }
+
+    /// How long to wait before another call can be admitted, where the layer knows.
+    ///
+    /// For an open circuit this is exact: a call is refused before it has passed, and the first
+    /// callers at that moment are admitted as probes. For a half-open circuit it is what remains of
+    /// the probes' lease, which is the longest that a decision can take.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, measured, threshold, .. } = self;
+        match self.reason {
+            Reason::CircuitOpen => write!(f, "circuit breaker `{name}` is open: ")?,
+            Reason::Overloaded => write!(f, "concurrency limit `{name}` is overloaded: ")?,
+            Reason::Timeout => write!(f, "attempt of `{name}` timed out: ")?,
+            Reason::DeadlineExceeded => write!(f, "deadline of `{name}` exceeded: ")?,
+        }
+        match self.rule {
+            Rule::FailureRate => write!(f, "failure rate {measured:.2} >= {threshold:.2}")?,
+            Rule::SlowCallRate => write!(f, "slow-call rate {measured:.2} >= {threshold:.2}")?,
+            Rule::ConsecutiveFailures => write!(f, "{measured} consecutive failures >= {threshold}")?,
+            Rule::ProbesFailed => write!(f, "probe failure rate {measured:.2} >= {threshold:.2}")?,
+            Rule::ProbeLease => write!(f, "{measured} of {threshold} probes answered within their lease")?,
+            Rule::ProbesOut => write!(f, "half-open, all {threshold} probes are out")?,
+            Rule::Forced => f.write_str("forced open")?,
+            Rule::LimitReached => write!(f, "{measured} in flight, {threshold} may be")?,
+            Rule::QueueFull => write!(f, "{measured} waiting, {threshold} may wait")?,
+            Rule::MaxWait => write!(f, "waited {measured:.3} s, {threshold:.3} s is the most")?,
+            Rule::AttemptTimeout => write!(f, "{measured:.3} s, {threshold:.3} s allowed")?,
+            Rule::Deadline if threshold.is_nan() => f.write_str("no time left")?,
+            Rule::Deadline => write!(f, "no time left of {threshold:.3} s")?,
+        }
+        match self.retry_after {
+            Some(after) => write!(f, "; retry after {after:.1?}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StdError for Rejection {}
+
+/// By the bits of the figures, so that "no figure" (`NaN`) equals itself.
+impl PartialEq for Rejection {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |r: &Self| (r.name, r.reason, r.rule, r.measured.to_bits(), r.threshold.to_bits(), r.retry_after);
+        key(self) == key(other)
+    }
+}
+
+impl Eq for Rejection {}
+
+/// An error of the service, or a rejection of ours: flat, however many layers there are.
+///
+/// This is the error of [`Policy::wrap`](crate::Policy::wrap), of [`Lift`](crate::Lift) and of the plain
+/// async functions. `Display` and `source` are those of what it holds, so a chain reads as if the
+/// wrapper were not there.
+///
+/// ```
+/// use buttress::{Error, Reason};
+///
+/// fn advise(error: &Error<std::io::Error>) -> &'static str {
+///     match error {
+///         Error::Rejected(r) if r.reason() == Reason::CircuitOpen => "try another replica",
+///         Error::Rejected(_) => "slow down",
+///         Error::Inner(_) => "report it",
+///     }
+/// }
+/// assert_eq!(advise(&Error::Inner(std::io::Error::other("boom"))), "report it");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// The service's own error, unchanged.
+    Inner(E),
+    /// The call was refused or cut off by a layer of ours.
+    Rejected(Rejection),
+}
+
+impl<E> Error<E> {
+    /// The service's error, if it is one.
+    pub fn into_inner(self) -> Option<E> {
+        match self {
+            Error::Inner(error) => Some(error),
+            Error::Rejected(_) => None,
+        }
+    }
+
+    /// The service's error, if it is one.
+    pub fn inner(&self) -> Option<&E> {
+        match self {
+            Error::Inner(error) => Some(error),
+            Error::Rejected(_) => None,
+        }
+    }
+
+    /// The rejection, if it is one.
+    pub fn rejection(&self) -> Option<&Rejection> {
+        match self {
+            Error::Inner(_) => None,
+            Error::Rejected(rejection) => Some(rejection),
+        }
+    }
+}
+
+impl<E: Into<BoxError>> Error<E> {
+    /// The error in a box: what `?` cannot do for `Error<BoxError>`, as a box is not itself an error.
+    ///
+    /// ```
+    /// use buttress::Error;
+    /// let boxed: tower::BoxError = Error::Inner::<tower::BoxError>("boom".into()).into_boxed();
+    /// assert_eq!(boxed.to_string(), "boom");
+    /// ```
+    pub fn into_boxed(self) -> BoxError {
+        match self {
+            Error::Inner(error) => error.into(),
+            Error::Rejected(rejection) => Box::new(rejection),
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Inner(error) => error.fmt(f),
+            Error::Rejected(rejection) => rejection.fmt(f),
+        }
+    }
+}
+
+impl<E: StdError + 'static> StdError for Error<E> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Error::Inner(error) => error.source(),
+            Error::Rejected(_) => None,
+        }
+    }
+}
+
+/// What an outcome really is, as a [`Reject`] type tells it.
+#[derive(Debug)]
+pub enum Outcome<'a, Res, Cause: ?Sized> {
+    /// The service answered.
+    Ok(&'a Res),
+    /// The service failed.
+    Err(&'a Cause),
+    /// A layer of ours refused the call or cut it off.
+    Rejected(&'a Rejection),
+}
+
+/// An error type that can carry a [`Rejection`] beside responses of type `Res`.
+///
+/// Layers ask it of `S::Error`, so that they need no error type of their own. Implement it by
+/// [`impl_reject!`](crate::impl_reject) for an enum of yours.
+#[diagnostic::on_unimplemented(
+    message = "the error type `{Self}` cannot carry a rejection beside the response `{Res}`",
+    label = "a buttress layer over a service with this error has no way to say \"rejected\"",
+    note = "use `policy.wrap(service)`, or put `buttress::LiftLayer` innermost: the error becomes `buttress::Error<{Self}>`",
+    note = "for an enum of your own: `buttress::impl_reject!(MyError, MyError::Rejected)`",
+    note = "for an axum router (`Infallible`): enable buttress' feature `http`"
+)]
+pub trait Reject<Res>: Sized {
+    /// What classifiers see of an error.
+    type Cause: ?Sized;
+
+    /// Turns a rejection into an outcome.
+    #[allow(clippy::missing_errors_doc)] // it is what this function makes
+    fn reject(rejection: Rejection) -> Result<Res, Self>;
+
+    /// Tells a rejection, also of a nested layer, from an answer and from a failure.
+    fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, Self::Cause>;
+}
+
+impl<Res, E> Reject<Res> for Error<E> {
+    type Cause = E;
+
+    #[inline]
+    fn reject(rejection: Rejection) -> Result<Res, Self> {
+        Err(Error::Rejected(rejection))
+    }
+
+    #[inline]
+    fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, E> {
+        match outcome {
+            Ok(res) => Outcome::Ok(res),
+            Err(Error::Inner(error)) => Outcome::Err(error),
+            Err(Error::Rejected(rejection)) => Outcome::Rejected(rejection),
+        }
+    }
+}
+
+/// The rejection anywhere in a chain of sources.
+fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Rejection> {
+    let mut next = Some(error);
+    std::iter::from_fn(|| {
+        let error = next?;
+        next = error.source();
+        Some(error)
+    })
+    .find_map(|error| error.downcast_ref())
+}
+
+impl<Res> Reject<Res> for BoxError {
+    type Cause = dyn StdError + Send + Sync;
+
+    fn reject(rejection: Rejection) -> Result<Res, Self> {
+        Err(Box::new(rejection))
+    }
+
+    #[inline]
+    fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, Self::Cause> {
+        match outcome {
+            Ok(res) => Outcome::Ok(res),
+            Err(error) => match find(&**error) {
+                Some(rejection) => Outcome::Rejected(rejection),
+                None => Outcome::Err(&**error),
+            },
+        }
+    }
+}
+
+impl<Res> Reject<Res> for io::Error {
+    type Cause = io::Error;
+
+    fn reject(rejection: Rejection) -> Result<Res, Self> {
+        let kind = match rejection.reason {
+            Reason::Timeout | Reason::DeadlineExceeded => io::ErrorKind::TimedOut,
+            Reason::CircuitOpen => io::ErrorKind::ConnectionRefused,
+            Reason::Overloaded => io::ErrorKind::ResourceBusy,
+        };
+        Err(io::Error::new(kind, rejection))
+    }
+
+    #[inline]
+    fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, io::Error> {
+        match outcome {
+            Ok(res) => Outcome::Ok(res),
+            Err(error) => match error.get_ref().and_then(|inner| find(inner)) {
+                Some(rejection) => Outcome::Rejected(rejection),
+                None => Outcome::Err(error),
+            },
+        }
+    }
+}
+
+/// Teaches an error enum of yours to carry a [`Rejection`]: the type, then the variant that holds it.
+///
+/// ```
+/// #[derive(Debug)]
+/// enum ApiError {
+///     NotFound,
+///     Rejected(buttress::Rejection),
+/// }
+/// buttress::impl_reject!(ApiError, ApiError::Rejected);
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let timeout = buttress::Timeout::new(std::time::Duration::from_secs(1));
+/// let found = timeout.call_as(async { Err::<u32, _>(ApiError::NotFound) }).await;
+/// assert!(matches!(found, Err(ApiError::NotFound)));
+/// # }
+/// ```
+#[macro_export]
+macro_rules! impl_reject {
+    ($error:ty, $($variant:tt)+) => {
+        impl<Res> $crate::Reject<Res> for $error {
+            type Cause = $error;
+
+            fn reject(rejection: $crate::Rejection) -> ::core::result::Result<Res, Self> {
+                ::core::result::Result::Err($($variant)+(rejection))
+            }
+
+            fn inspect(
+                outcome: &::core::result::Result<Res, Self>,
+            ) -> $crate::Outcome<'_, Res, Self::Cause> {
+                match outcome {
+                    ::core::result::Result::Ok(res) => $crate::Outcome::Ok(res),
+                    ::core::result::Result::Err($($variant)+(rejection)) => {
+                        $crate::Outcome::Rejected(rejection)
+                    }
+                    #[allow(unreachable_patterns)]
+                    ::core::result::Result::Err(error) => $crate::Outcome::Err(error),
+                }
+            }
+        }
+    };
+}

@@ -1,0 +1,51 @@
+//! How a request is repeated.
+
+/// A strategy to send a request again. Any `Fn(&Req) -> Option<Req>` does.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not know how to repeat a `{Req}`",
+    label = "this request cannot be repeated by `{Self}`",
+    note = "`Policy::plain` sends any request once; `.repeat(|request| …)` takes a closure that makes a copy, or `None` to send it once"
+)]
+pub trait Repeat<Req> {
+    /// The request once more, or `None`: it is sent once then.
+    fn repeat(&self, req: &Req) -> Option<Req>;
+}
+
+impl<Req, F: Fn(&Req) -> Option<Req>> Repeat<Req> for F {
+    #[inline]
+    fn repeat(&self, req: &Req) -> Option<Req> {
+        self(req)
+    }
+}
+
+/// Sends every request once, of whatever type it is.
+///
+/// ```
+/// use buttress::retry::{Once, Repeat};
+/// assert!(Once.repeat(&std::fs::File::open("/dev/null").ok()).is_none());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Once;
+
+impl<Req> Repeat<Req> for Once {
+    #[inline]
+    fn repeat(&self, _: &Req) -> Option<Req> {
+        None
+    }
+}
+
+/// Clones the request. For requests that are safe to repeat.
+///
+/// ```
+/// use buttress::retry::{CloneRequest, Repeat};
+/// assert_eq!(CloneRequest.repeat(&"get /"), Some("get /"));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CloneRequest;
+
+impl<Req: Clone> Repeat<Req> for CloneRequest {
+    #[inline]
+    fn repeat(&self, req: &Req) -> Option<Req> {
+        Some(req.clone())
+    }
+}

@@ -1,0 +1,156 @@
+//! Keeping threads off each other's cache lines: a slot number a thread, and [`Spread`], an `Arc` whose
+//! count is spread over those slots.
+//!
+//! A future holds the state of its policy for as long as it runs, so every call counts an `Arc` up and
+//! down. If all threads do that on one count, the count is the bottleneck: two threads then reach a
+//! third of the throughput that they have apart.
+
+use std::{
+    cell::Cell,
+    fmt,
+    ops::Deref,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+thread_local! {
+    static SLOT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// How many slots there are: a power of two, near the number of cores.
+pub(crate) fn slots() -> usize {
+    static SLOTS: OnceLock<usize> = OnceLock::new();
+    *SLOTS.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        cores.next_power_of_two().clamp(2, 32)
+    })
+}
+
+/// This thread's slot, below [`slots`]. Threads take turns; more threads than slots share.
+#[inline]
+pub(crate) fn slot() -> usize {
+    match SLOT.get() {
+        usize::MAX => assign(),
+        slot => slot,
+    }
+}
+
+#[cold]
+fn assign() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed: only the number matters, nothing is published by it.
+    let slot = NEXT.fetch_add(1, Relaxed) & (slots() - 1);
+    SLOT.set(slot);
+    slot
+}
+
+/// One value per slot, each on cache lines of its own (two lines, as processors fetch them in pairs).
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Padded<T>(pub(crate) T);
+
+pub(crate) fn padded<T: Default>() -> Box<[Padded<T>]> {
+    std::iter::repeat_with(Padded::default).take(slots()).collect()
+}
+
+/// A shared value, counted per slot. Clones made on one thread touch no line of another's.
+pub struct Spread<T> {
+    seat: Arc<Seat<T>>,
+}
+
+/// What the clones of one slot share and count.
+#[repr(align(128))]
+struct Seat<T> {
+    slot: usize,
+    root: Arc<Root<T>>,
+}
+
+struct Root<T> {
+    value: T,
+    // Weak, since each seat owns the root. Locked only by a clone that changes slots.
+    seats: Box<[Padded<Mutex<Weak<Seat<T>>>>]>,
+}
+
+impl<T> Spread<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { seat: Root::seat(&Arc::new(Root { value, seats: padded() }), slot()) }
+    }
+
+    /// A clone for a call, moving `self` to this thread's slot so that the next one is cheap too.
+    #[inline]
+    pub(crate) fn local(&mut self) -> Self {
+        if self.seat.slot != slot() {
+            *self = self.clone();
+        }
+        Self { seat: Arc::clone(&self.seat) }
+    }
+}
+
+impl<T> Root<T> {
+    #[cold]
+    fn seat(self: &Arc<Self>, slot: usize) -> Arc<Seat<T>> {
+        let mut seat = self.seats[slot].0.lock().unwrap_or_else(PoisonError::into_inner);
+        seat.upgrade().unwrap_or_else(|| {
+            let new = Arc::new(Seat { slot, root: Arc::clone(self) });
+            *seat = Arc::downgrade(&new);
+            new
+        })
+    }
+}
+
+impl<T> Clone for Spread<T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        let here = slot();
+        let seat = if self.seat.slot == here { Arc::clone(&self.seat) } else { self.seat.root.seat(here) };
+        Self { seat }
+    }
+}
+
+impl<T> Deref for Spread<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.seat.root.value
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Spread<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_share_one_value_across_threads_and_the_last_one_drops_it() {
+        let watched = Arc::new(());
+        let spread = Spread::new(Arc::clone(&watched));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let theirs = spread.clone();
+                scope.spawn(move || {
+                    let mut mine = theirs.clone();
+                    let local = mine.local();
+                    assert_eq!(local.seat.slot, slot());
+                    assert!(Arc::ptr_eq(&local, &theirs));
+                });
+            }
+        });
+        assert_eq!(Arc::strong_count(&watched), 2);
+        drop(spread);
+        assert_eq!(Arc::strong_count(&watched), 1, "no seat keeps the value alive");
+    }
+
+    #[test]
+    fn a_thread_keeps_its_slot() {
+        assert_eq!(slot(), slot());
+        assert!(slot() < slots() && slots().is_power_of_two());
+    }
+}

@@ -1,0 +1,217 @@
+//! A window over a time span, in ten buckets, sharded so that threads do not contend.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use super::Totals;
+use crate::{clock, spread};
+
+/// The span slides in tenths.
+const BUCKETS: usize = 10;
+
+/// So many successes per shard may wait for somebody who knows the time.
+const UNTIMED: u64 = 8;
+
+/// Counts successes and failures of the last `span`, and slow calls among them.
+///
+/// Every word carries a tag (generation, bucket), so that a late writer can tell that a word is no longer
+/// what it thinks. Whoever moves the window on, or resets it, retags the words that fall out: tags
+/// therefore lie close together and eight bits each tell older from newer.
+///
+/// All accesses are `Relaxed`: a word is the unit of consistency, nothing else is published through it, and
+/// a total may miss what another thread records at that moment, as it may under any lock too.
+#[derive(Debug)]
+pub(crate) struct TimeWindow {
+    /// Nanoseconds of a bucket.
+    width: u64,
+    /// The newest bucket's number that anyone has seen.
+    present: AtomicU64,
+    shards: Box<[Shard]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    /// `tag: 16 | successes: 24 | failures: 24`
+    outcomes: [AtomicU64; BUCKETS],
+    /// `generation: 32 | successes: 32` that wait for a bucket.
+    untimed: AtomicU64,
+    /// `tag: 16 | unused: 24 | slow calls: 24`
+    slow: [AtomicU64; BUCKETS],
+}
+
+const FIELD: u64 = (1 << 24) - 1;
+const FAILURE: u64 = 1;
+const SUCCESS: u64 = 1 << 24;
+
+/// `generation: 8 | bucket: 8`
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Tag(u16);
+
+impl Tag {
+    fn new(generation: u64, bucket: u64) -> Self {
+        Tag(u16::from_be_bytes([generation as u8, bucket as u8]))
+    }
+
+    fn of(word: u64) -> Self {
+        Tag((word >> 48) as u16)
+    }
+
+    fn empty(self) -> u64 {
+        u64::from(self.0) << 48
+    }
+
+    /// Wrapping, as both lie close together.
+    fn is_newer_than(self, other: Tag) -> bool {
+        let [[g, b], [other_g, other_b]] = [self.0.to_be_bytes(), other.0.to_be_bytes()];
+        let newer = |a: u8, b: u8| a.wrapping_sub(b) as i8 > 0;
+        newer(g, other_g) || g == other_g && newer(b, other_b)
+    }
+}
+
+impl TimeWindow {
+    pub(crate) fn new(span: Duration) -> Self {
+        Self {
+            width: (clock::nanos(span) / BUCKETS as u64).max(1),
+            present: AtomicU64::new(0),
+            shards: std::iter::repeat_with(Shard::default).take(spread::slots()).collect(),
+        }
+    }
+
+    #[inline]
+    fn shard(&self) -> &Shard {
+        &self.shards[spread::slot() & (self.shards.len() - 1)]
+    }
+
+    /// Counts a success for which no clock was read. `false`: not counted, as enough of them wait for a bucket;
+    /// [`record`](Self::record) it instead.
+    #[inline]
+    pub(crate) fn tally(&self, generation: u64) -> bool {
+        let untimed = &self.shard().untimed;
+        let mut word = untimed.load(Relaxed);
+        loop {
+            let waiting = if word >> 32 == generation & 0xffff_ffff { word & 0xffff_ffff } else { 0 };
+            if waiting + 1 >= UNTIMED {
+                return false;
+            }
+            match untimed.compare_exchange_weak(word, generation << 32 | (waiting + 1), Relaxed, Relaxed) {
+                Ok(_) => return true,
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// Counts an outcome at `now`, with the successes of this shard that waited for a bucket.
+    pub(crate) fn record(&self, now: u64, generation: u64, failed: bool, slow: bool) {
+        let bucket = self.advance(now, generation);
+        let shard = self.shard();
+        let (tag, index) = (Tag::new(generation, bucket), index(bucket));
+        shard.fold(tag, index, generation);
+        add(&shard.outcomes[index], tag, if failed { FAILURE } else { SUCCESS });
+        if slow {
+            add(&shard.slow[index], tag, 1);
+        }
+    }
+
+    /// What happened within the span before `now`.
+    pub(crate) fn totals(&self, now: u64, generation: u64) -> Totals {
+        let present = self.advance(now, generation);
+        let mut totals = Totals::default();
+        for shard in &self.shards {
+            shard.fold(Tag::new(generation, present), index(present), generation);
+            for bucket in oldest(present)..=present {
+                let tag = Tag::new(generation, bucket);
+                let outcomes = shard.outcomes[index(bucket)].load(Relaxed);
+                if Tag::of(outcomes) == tag {
+                    totals.successes += outcomes >> 24 & FIELD;
+                    totals.failures += outcomes & FIELD;
+                }
+                let slow = shard.slow[index(bucket)].load(Relaxed);
+                if Tag::of(slow) == tag {
+                    totals.slow += slow & FIELD;
+                }
+            }
+        }
+        totals
+    }
+
+    /// Empties every word and tags it for a new generation.
+    pub(crate) fn reset(&self, now: u64, generation: u64) {
+        let present = self.advance(now, generation);
+        for bucket in oldest(present)..=present {
+            self.retag(bucket, generation);
+        }
+        for shard in &self.shards {
+            shard.untimed.store(generation << 32, Relaxed);
+        }
+    }
+
+    /// The bucket of `now`, or the present one if `now` is behind. Whoever moves it on retags what falls out.
+    fn advance(&self, now: u64, generation: u64) -> u64 {
+        let bucket = now / self.width;
+        let mut seen = self.present.load(Relaxed);
+        if bucket > seen {
+            seen = self.present.fetch_max(bucket, Relaxed);
+        }
+        for passed in (seen + 1).max(oldest(bucket))..=bucket {
+            self.retag(passed, generation);
+        }
+        bucket.max(seen)
+    }
+
+    fn retag(&self, bucket: u64, generation: u64) {
+        let tag = Tag::new(generation, bucket);
+        for shard in &self.shards {
+            add(&shard.outcomes[index(bucket)], tag, 0);
+            add(&shard.slow[index(bucket)], tag, 0);
+        }
+    }
+}
+
+impl Shard {
+    /// Moves the successes that wait for a bucket into this one.
+    fn fold(&self, tag: Tag, index: usize, generation: u64) {
+        let word = self.untimed.load(Relaxed);
+        if word >> 32 == generation & 0xffff_ffff && word & 0xffff_ffff != 0 {
+            let word = self.untimed.swap(generation << 32, Relaxed);
+            // Another generation's are dropped by the swap, as they should be.
+            if word >> 32 == generation & 0xffff_ffff {
+                add(&self.outcomes[index], tag, (word & 0xffff_ffff) * SUCCESS);
+            }
+        }
+    }
+}
+
+fn index(bucket: u64) -> usize {
+    (bucket % BUCKETS as u64) as usize
+}
+
+fn oldest(present: u64) -> u64 {
+    present.saturating_sub(BUCKETS as u64 - 1)
+}
+
+/// Adds to the word if it bears this tag, starts it anew if it bears an older one, and leaves a newer one alone.
+/// Both halves saturate instead of running over.
+fn add(word: &AtomicU64, tag: Tag, amount: u64) {
+    let mut seen = word.load(Relaxed);
+    loop {
+        let next = if Tag::of(seen) == tag {
+            let low = (seen & FIELD) + (amount & FIELD);
+            let high = (seen >> 24 & FIELD) + (amount >> 24 & FIELD);
+            tag.empty() | high.min(FIELD) << 24 | low.min(FIELD)
+        } else if Tag::of(seen).is_newer_than(tag) {
+            return;
+        } else {
+            tag.empty() | amount
+        };
+        if next == seen {
+            return;
+        }
+        match word.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
+            Ok(_) => return,
+            Err(now) => seen = now,
+        }
+    }
+}
