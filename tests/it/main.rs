@@ -1,0 +1,20 @@
+//! One binary: the contract that every layer keeps, a story file for each pattern, and the conformance vectors.
+
+mod support;
+
+mod alloc;
+mod bad_input;
+mod backoff;
+mod budget;
+mod circuit_breaker;
+mod circuit_breaker_more;
+mod concurrency_limit;
+mod contract;
+mod deadline;
+mod loopback;
+mod observe;
+mod policy;
+mod retry;
+mod timeout;
+mod ui;
+mod vectors;
