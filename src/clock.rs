@@ -24,7 +24,7 @@ pub(crate) fn after(now: Instant, duration: Duration) -> Instant {
 /// Nanoseconds in a word, saturating: 584 years.
 #[inline]
 pub(crate) fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 
 /// Nanoseconds from `base` to `now`; zero if the clock stands before it.

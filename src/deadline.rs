@@ -75,7 +75,7 @@ impl Moment {
     }
 
     #[inline]
-    fn is_started(self) -> bool {
+    pub(crate) fn is_started(self) -> bool {
         !self.is_none() && !self.is_lazy()
     }
 
@@ -97,15 +97,24 @@ impl Moment {
     }
 
     /// The earlier of the two, where `own` has not started.
-    #[inline]
+    #[inline(always)]
     fn shortened(self, own: Option<Duration>) -> Self {
         let Some(own) = own else { return self };
-        match self {
-            Moment::NONE => Moment::after(own),
-            outer if outer.is_lazy() => Moment(outer.0.min(Moment::after(own).0)),
-            // Both points in time order like their words.
-            outer => Moment(outer.0.min(Moment::at(after(now(), own)).0)),
+        let own = Moment::after(own);
+        if self.is_none() {
+            own
+        } else if self.is_lazy() {
+            Moment(self.0.min(own.0))
+        } else {
+            own.bounded_by(self)
         }
+    }
+
+    /// Starts it, no later than `outer`, which has started. Points in time order like their words.
+    #[cold]
+    fn bounded_by(mut self, outer: Moment) -> Self {
+        self.start(now());
+        Moment(self.0.min(outer.0))
     }
 }
 
@@ -113,62 +122,88 @@ impl Moment {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Ambient {
     pub(crate) deadline: Moment,
-    /// Counted from 1; 0 outside of any retry.
-    pub(crate) attempt: u32,
+    /// Counted from 1; 0 outside of any retry. As wide as the deadline, so that there is no padding: the two are
+    /// copied about with every call, and padding makes the copies overlap and stall.
+    pub(crate) attempt: u64,
 }
 
 thread_local! {
-    static AMBIENT: Cell<Ambient> = const { Cell::new(Ambient { deadline: Moment::NONE, attempt: 0 }) };
+    // Two cells and not one of both: a wide load right after two narrow stores stalls.
+    static DEADLINE: Cell<Moment> = const { Cell::new(Moment::NONE) };
+    static ATTEMPT: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Ambient {
     #[inline]
     pub(crate) fn current() -> Self {
-        AMBIENT.get()
+        Ambient { deadline: DEADLINE.get(), attempt: ATTEMPT.get() }
+    }
+
+    #[inline]
+    fn make_current(self) {
+        DEADLINE.set(self.deadline);
+        ATTEMPT.set(self.attempt);
     }
 
     /// What a call with a deadline of its own starts from.
     #[inline]
     pub(crate) fn nested(own: Option<Duration>) -> Self {
-        Ambient { deadline: AMBIENT.get().deadline.shortened(own), attempt: 0 }
+        Ambient { deadline: DEADLINE.get().shortened(own), attempt: 0 }
     }
 
     /// Starts the deadline of whoever polls us, if that has yet to start.
     pub(crate) fn start_current(now: Instant) -> Option<Instant> {
-        let mut ambient = AMBIENT.get();
-        let instant = ambient.deadline.start(now);
-        AMBIENT.set(ambient);
+        let mut deadline = DEADLINE.get();
+        let instant = deadline.start(now);
+        DEADLINE.set(deadline);
         instant
     }
 }
 
-/// `mine` is current while this lives; what was current before is again afterwards, also on a panic.
-pub(crate) struct Scope<'a> {
-    mine: &'a mut Ambient,
+/// While this lives, something else is current than what was before; that comes back on [`exit`](Self::exit), and on a
+/// panic.
+///
+/// It refers to nothing, so that what enters stays in registers.
+pub(crate) struct Scope {
     outer: Ambient,
 }
 
-impl<'a> Scope<'a> {
-    #[inline]
-    pub(crate) fn enter(mine: &'a mut Ambient) -> Self {
-        let outer = AMBIENT.get();
+impl Scope {
+    #[inline(always)]
+    pub(crate) fn enter(mut mine: Ambient) -> Self {
+        let outer = Ambient::current();
         if mine.deadline.is_lazy() && outer.deadline.is_started() {
             // Made before the outer one started, first polled after.
-            mine.deadline = outer.deadline.shortened(Some(Duration::from_nanos(mine.deadline.0 & !LAZY)));
+            mine.deadline = mine.deadline.bounded_by(outer.deadline);
         }
-        AMBIENT.set(*mine);
-        Scope { mine, outer }
+        mine.make_current();
+        Scope { outer }
+    }
+
+    /// What entered, with its deadline as it is by now.
+    #[inline(always)]
+    pub(crate) fn exit(self) -> Ambient {
+        let mine = Ambient::current();
+        if self.outer.deadline.is_lazy() && mine.deadline.is_started() {
+            start_outer(self.outer);
+        } else {
+            self.outer.make_current();
+        }
+        std::mem::forget(self);
+        mine
     }
 }
 
-impl Drop for Scope<'_> {
-    #[inline]
+#[cold]
+fn start_outer(mut outer: Ambient) {
+    outer.deadline.start(now());
+    outer.make_current();
+}
+
+impl Drop for Scope {
+    #[cold]
     fn drop(&mut self) {
-        *self.mine = AMBIENT.get();
-        if self.outer.deadline.is_lazy() && self.mine.deadline.is_started() {
-            self.outer.deadline.start(now());
-        }
-        AMBIENT.set(self.outer);
+        self.outer.make_current();
     }
 }
 
@@ -288,8 +323,10 @@ impl<F: Future> Future for Scoped<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _scope = Scope::enter(this.ambient);
-        this.future.poll(cx)
+        let scope = Scope::enter(*this.ambient);
+        let polled = this.future.poll(cx);
+        *this.ambient = scope.exit();
+        polled
     }
 }
 

@@ -8,19 +8,21 @@ use std::{
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Holds, Parts};
+use super::{Breaker, Holds, Parts};
 use crate::{
     Reason, Rejection, Rule, Verdict,
-    clock::{after, now},
-    deadline::{Ambient, Scope},
+    clock::{after, nanos, now},
+    deadline::{Ambient, Moment, Scope},
 };
 
-/// Where a call stands with the concurrency limit.
+/// Where a call stands with the concurrency limit: nowhere, with a permit, or in the queue under a number. One word
+/// without padding; [`Claims`] says why.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    None,
-    Queued(u32),
-    Held,
+struct Place(u32);
+
+impl Place {
+    const NONE: Place = Place(u32::MAX);
+    const HELD: Place = Place(u32::MAX - 1);
 }
 
 /// How a call came in.
@@ -38,15 +40,19 @@ enum Limit {
     MaxWait,
 }
 
-/// What one call holds. Dropping it gives everything back.
-pub(super) struct Core<H: Holds> {
-    parts: H,
+/// What one call has taken and where it stands. It gives nothing back by itself: see [`Core`].
+///
+/// A call is made in registers and written once, where its future ends up. That works as long as nothing out of line
+/// gets the address of this, and as long as there is no padding in front of what is not constant: copies of half
+/// written words overlap and stall, which costs more than all the rest of a call.
+#[derive(Clone, Copy)]
+pub(super) struct Claims {
     /// Seen by the inner service, if the parts are scoped.
     ambient: Ambient,
     /// When the present attempt, or the wait in the queue, was first found pending.
     started: Option<Instant>,
-    /// The backoff before the present attempt.
-    previous: Duration,
+    /// The backoff before the present attempt, in nanoseconds.
+    previous: u64,
     /// The breaker's word at admission.
     ticket: u64,
     place: Place,
@@ -59,40 +65,34 @@ pub(super) struct Core<H: Holds> {
     limit: Limit,
 }
 
-impl<H: Holds> Core<H> {
-    #[inline]
-    pub(super) fn new(parts: H) -> Self {
+impl Default for Claims {
+    #[inline(always)]
+    fn default() -> Self {
         Self {
-            parts,
             ambient: Ambient::default(),
             started: None,
-            previous: Duration::ZERO,
+            previous: 0,
             ticket: 0,
-            place: Place::None,
+            place: Place::NONE,
             owing: false,
             armed: false,
             running: false,
             limit: Limit::Attempt,
         }
     }
+}
 
-    #[inline]
-    pub(super) fn parts(&self) -> &H::Parts {
-        self.parts.parts()
-    }
-
+impl Claims {
     /// Before the first attempt.
-    #[inline]
-    pub(super) fn begin(&mut self) -> Result<(), Rejection> {
-        if H::Parts::SCOPED {
-            self.ambient = Ambient::nested(self.parts().deadline());
-            if let Some(at) = self.ambient.deadline.instant()
-                && at <= now()
-            {
-                return Err(self.refused(self.deadline_exceeded()));
+    #[inline(always)]
+    pub(super) fn begin<P: Parts>(&mut self, parts: &P) -> Result<(), Rejection> {
+        if P::SCOPED {
+            self.ambient = Ambient::nested(parts.deadline());
+            if self.ambient.deadline.is_started() && is_past(self.ambient.deadline) {
+                return Err(refused(deadline_exceeded(parts.name(), parts.deadline())));
             }
         }
-        if let Some(retry) = self.parts().retry() {
+        if let Some(retry) = parts.retry() {
             retry.deposit(now);
         }
         Ok(())
@@ -100,61 +100,54 @@ impl<H: Holds> Core<H> {
 
     // ---------------------------------------------------------------- admit
 
-    #[inline]
-    pub(super) fn admit(&mut self) -> Result<Entry, Rejection> {
+    #[inline(always)]
+    pub(super) fn admit<P: Parts>(&mut self, parts: &P) -> Result<Entry, Rejection> {
         self.ambient.attempt = self.ambient.attempt.saturating_add(1);
-        self.ask_breaker()?;
-        if let Some(limit) = self.parts.parts().limit() {
-            if !limit.try_acquire() {
-                return self.queue();
-            }
-            self.place = Place::Held;
+        self.ask_breaker(parts)?;
+        let Some(limit) = parts.limit() else { return Ok(Entry::Admitted) };
+        if limit.try_acquire() {
+            self.place = Place::HELD;
+            return Ok(Entry::Admitted);
         }
-        Ok(Entry::Admitted)
+        match limit.enqueue() {
+            Ok(None) => {
+                self.place = Place::HELD;
+                Ok(Entry::Admitted)
+            }
+            Ok(Some(ticket)) => {
+                // The circuit may open, or a probe be wanted, while this waits: ask again then.
+                self.settle_neutral(parts);
+                self.place = Place(ticket);
+                Ok(Entry::Queued)
+            }
+            Err(rejection) => {
+                self.settle_neutral(parts);
+                Err(refused(rejection))
+            }
+        }
     }
 
-    #[inline]
-    fn ask_breaker(&mut self) -> Result<(), Rejection> {
-        if let Some(breaker) = self.parts.parts().breaker() {
+    #[inline(always)]
+    fn ask_breaker<P: Parts>(&mut self, parts: &P) -> Result<(), Rejection> {
+        if let Some(breaker) = parts.breaker() {
             self.ticket = match breaker.admit() {
                 Some(ticket) => ticket,
-                None => breaker.admit_at(now()).map_err(|rejection| self.refused(rejection))?,
+                None => breaker.admit_at(now()).map_err(refused)?,
             };
             self.owing = true;
         }
         Ok(())
     }
 
-    #[cold]
-    fn queue(&mut self) -> Result<Entry, Rejection> {
-        let Some(limit) = self.parts.parts().limit() else { return Ok(Entry::Admitted) };
-        match limit.enqueue() {
-            Ok(None) => {
-                self.place = Place::Held;
-                Ok(Entry::Admitted)
-            }
-            Ok(Some(ticket)) => {
-                // The circuit may open, or a probe be wanted, while this waits: ask again then.
-                self.settle_neutral();
-                self.place = Place::Queued(ticket);
-                Ok(Entry::Queued)
-            }
-            Err(rejection) => {
-                self.settle_neutral();
-                Err(self.refused(rejection))
-            }
-        }
-    }
-
     /// Pending while the call waits for a permit.
-    pub(super) fn poll_queue(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
-        if let (Place::Queued(ticket), Some(limit)) = (self.place, self.parts.parts().limit()) {
-            ready!(limit.poll_queued(ticket, cx));
-            self.place = Place::Held;
+    pub(super) fn poll_queue<P: Parts>(&mut self, parts: &P, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        if let Some(limit) = parts.limit() {
+            ready!(limit.poll_queued(self.place.0, cx));
+            self.place = Place::HELD;
         }
         self.next_wait();
-        if let Err(rejection) = self.ask_breaker() {
-            self.settle_neutral();
+        if let Err(rejection) = self.ask_breaker(parts) {
+            self.settle_neutral(parts);
             return Poll::Ready(Err(rejection));
         }
         Poll::Ready(Ok(()))
@@ -162,16 +155,24 @@ impl<H: Holds> Core<H> {
 
     // ---------------------------------------------------------------- run
 
+    /// Gives back what is claimed if user code panics before there is a future to do so. To be forgotten after it.
+    #[inline(always)]
+    pub(super) fn unless_forgotten<P: Parts>(self, parts: &P) -> Core<&P> {
+        Core::new(parts, Claims { running: true, ..self })
+    }
+
     /// Runs user code that belongs to the attempt.
-    #[inline]
-    pub(super) fn run<R>(&mut self, code: impl FnOnce(&H::Parts, u32) -> R) -> R {
+    #[inline(always)]
+    pub(super) fn run<P: Parts, R>(&mut self, parts: &P, code: impl FnOnce(&P, u32) -> R) -> R {
         self.running = true;
-        let attempt = self.ambient.attempt;
-        let result = if H::Parts::SCOPED {
-            let _scope = Scope::enter(&mut self.ambient);
-            code(self.parts.parts(), attempt)
+        let attempt = self.attempt();
+        let result = if P::SCOPED {
+            let scope = Scope::enter(self.ambient);
+            let result = code(parts, attempt);
+            self.ambient = scope.exit();
+            result
         } else {
-            code(self.parts.parts(), attempt)
+            code(parts, attempt)
         };
         self.running = false;
         result
@@ -179,54 +180,60 @@ impl<H: Holds> Core<H> {
 
     /// Judges an outcome: user code too, but it sees no deadline.
     #[inline]
-    pub(super) fn judge(&mut self, classify: impl FnOnce(&<H::Parts as Parts>::Classify) -> Verdict) -> Verdict {
+    pub(super) fn judge<P: Parts>(&mut self, parts: &P, classify: impl FnOnce(&P::Classify) -> Verdict) -> Verdict {
         self.running = true;
-        let verdict = classify(self.parts.parts().classify());
+        let verdict = classify(parts.classify());
         self.running = false;
         verdict
     }
 
+    /// The number of the present attempt.
+    #[inline(always)]
+    fn attempt(&self) -> u32 {
+        u32::try_from(self.ambient.attempt).unwrap_or(u32::MAX)
+    }
+
     /// Whether a further attempt may follow the present one, as far as numbers go.
     #[inline]
-    pub(super) fn is_last(&self) -> bool {
-        self.parts().retry().is_none_or(|retry| self.ambient.attempt >= retry.max_attempts())
+    pub(super) fn is_last<P: Parts>(&self, parts: &P) -> bool {
+        parts.retry().is_none_or(|retry| self.attempt() >= retry.max_attempts())
     }
 
     /// Whether a call that was refused for this reason is to be tried again.
     #[inline]
-    pub(super) fn retries(&self, reason: Reason) -> bool {
-        self.parts().retry().is_some_and(|retry| retry.retries(reason))
+    pub(super) fn retries<P: Parts>(&self, parts: &P, reason: Reason) -> bool {
+        parts.retry().is_some_and(|retry| retry.retries(reason))
     }
 
     /// On the first pending poll of an attempt: the moment to cut it off at, if there is one.
     #[inline]
-    pub(super) fn arm(&mut self) -> Option<Instant> {
+    pub(super) fn arm<P: Parts>(&mut self, parts: &P) -> Option<Instant> {
         if self.armed {
             return None;
         }
-        self.armed = true;
-        self.arm_for(self.parts().timeout(), Limit::Attempt)
+        self.arm_for(parts, parts.timeout(), Limit::Attempt)
     }
 
     /// On the first pending poll in the queue.
-    pub(super) fn arm_queue(&mut self) -> Option<Instant> {
+    pub(super) fn arm_queue<P: Parts>(&mut self, parts: &P) -> Option<Instant> {
         if self.armed {
             return None;
         }
-        self.armed = true;
-        let max_wait = self.parts().limit().and_then(|limit| limit.max_wait());
-        self.arm_for(max_wait, Limit::MaxWait)
+        let max_wait = parts.limit().and_then(|limit| limit.max_wait());
+        self.arm_for(parts, max_wait, Limit::MaxWait)
     }
 
-    fn arm_for(&mut self, time: Option<Duration>, limit: Limit) -> Option<Instant> {
-        let ambient = if H::Parts::SCOPED { self.ambient } else { Ambient::current() };
-        if time.is_none() && ambient.deadline.is_none() && self.parts().breaker().is_none() {
+    #[inline(never)]
+    fn arm_for<P: Parts>(&mut self, parts: &P, time: Option<Duration>, limit: Limit) -> Option<Instant> {
+        self.armed = true;
+        let ambient = if P::SCOPED { self.ambient } else { Ambient::current() };
+        if time.is_none() && ambient.deadline.is_none() && parts.breaker().is_none() {
             return None;
         }
         let now = now();
         self.started = Some(now);
         let own = time.map(|time| after(now, time));
-        match (own, self.deadline(now)) {
+        match (own, self.deadline::<P>(now)) {
             (Some(own), Some(deadline)) if deadline < own => {
                 self.limit = Limit::Deadline;
                 Some(deadline)
@@ -243,9 +250,9 @@ impl<H: Holds> Core<H> {
     }
 
     /// The deadline of this call, started if it has yet to.
-    fn deadline(&mut self, now: Instant) -> Option<Instant> {
+    fn deadline<P: Parts>(&mut self, now: Instant) -> Option<Instant> {
         let outer = Ambient::start_current(now);
-        if H::Parts::SCOPED { self.ambient.deadline.start(now) } else { outer }
+        if P::SCOPED { self.ambient.deadline.start(now) } else { outer }
     }
 
     /// Before something else is waited for.
@@ -257,150 +264,196 @@ impl<H: Holds> Core<H> {
     // ---------------------------------------------------------------- settle
 
     /// The attempt ended, and this is what it says.
-    #[inline]
-    pub(super) fn settle(&mut self, verdict: Verdict) {
-        self.release();
+    #[inline(always)]
+    pub(super) fn settle<P: Parts>(&mut self, parts: &P, verdict: Verdict) {
+        self.release(parts);
         if self.owing {
             self.owing = false;
-            let Some(breaker) = self.parts.parts().breaker() else { return };
-            let failed = match breaker.counts(verdict) {
-                Some(failed) => failed,
-                None => return breaker.release(self.ticket),
-            };
-            let untimed = !failed && (self.started.is_none() || !breaker.times_successes());
-            if untimed && breaker.succeed(self.ticket) {
-                return;
+            if let Some(breaker) = parts.breaker() {
+                let fast = matches!(verdict, Verdict::Success) && self.started.is_none();
+                if !(fast && breaker.succeed(self.ticket)) {
+                    settle_with(breaker, self.ticket, self.started, verdict);
+                }
             }
-            let now = now();
-            let slow = breaker.is_slow(self.started, now);
-            breaker.record(self.ticket, failed, slow, verdict.retry_after(), now);
         }
     }
 
     /// The attempt was dropped or cut off: a failure if it has outrun the slow threshold, else neutral.
     #[cold]
-    pub(super) fn settle_cut_off(&mut self) {
-        let slow = self.owing
-            && self.started.is_some()
-            && self.parts().breaker().is_some_and(|breaker| breaker.is_slow(self.started, now()));
-        self.settle(if slow { Verdict::TRANSIENT } else { Verdict::Ignored });
+    pub(super) fn settle_cut_off<P: Parts>(&mut self, parts: &P) {
+        let breaker = parts.breaker().filter(|_| self.owing);
+        let verdict = cut_off_verdict(breaker, self.started);
+        self.settle(parts, verdict);
     }
 
     /// A layer below refused the attempt. Only our own time-out says something about the service.
     #[cold]
-    pub(super) fn settle_rejected(&mut self, reason: Reason) {
+    pub(super) fn settle_rejected<P: Parts>(&mut self, parts: &P, reason: Reason) {
         match reason {
-            Reason::Timeout => self.settle(Verdict::TRANSIENT),
-            Reason::DeadlineExceeded => self.settle_cut_off(),
-            Reason::CircuitOpen | Reason::Overloaded => self.settle_neutral(),
+            Reason::Timeout => self.settle(parts, Verdict::TRANSIENT),
+            Reason::DeadlineExceeded => self.settle_cut_off(parts),
+            Reason::CircuitOpen | Reason::Overloaded => self.settle_neutral(parts),
         }
     }
 
-    #[inline]
-    pub(super) fn settle_neutral(&mut self) {
-        self.settle(Verdict::Ignored);
+    #[inline(always)]
+    pub(super) fn settle_neutral<P: Parts>(&mut self, parts: &P) {
+        self.settle(parts, Verdict::Ignored);
     }
 
-    #[inline]
-    fn release(&mut self) {
-        if self.place != Place::None {
-            if let Some(limit) = self.parts.parts().limit() {
-                match self.place {
-                    Place::Held => limit.release(),
-                    Place::Queued(ticket) => limit.leave_queue(ticket),
-                    Place::None => {}
-                }
+    #[inline(always)]
+    fn release<P: Parts>(&mut self, parts: &P) {
+        if let Some(limit) = parts.limit() {
+            match std::mem::replace(&mut self.place, Place::NONE) {
+                Place::HELD => limit.release(),
+                Place::NONE => {}
+                Place(ticket) => limit.leave_queue(ticket),
             }
-            self.place = Place::None;
         }
     }
 
     /// The timer fired: gives everything back and says why. The inner future is dropped already.
     #[cold]
-    pub(super) fn cut_off(&mut self) -> Rejection {
+    pub(super) fn cut_off<P: Parts>(&mut self, parts: &P) -> Rejection {
         let elapsed = self.started.map_or(Duration::ZERO, |started| now().saturating_duration_since(started));
         let seconds = |time: Option<Duration>| time.map_or(f32::NAN, |time| time.as_secs_f32());
-        let name = self.parts().name();
+        let name = parts.name();
         let elapsed = elapsed.as_secs_f32();
         let rejection = match self.limit {
             Limit::Attempt => {
-                let allowed = seconds(self.parts().timeout());
-                self.settle(Verdict::TRANSIENT);
+                let allowed = seconds(parts.timeout());
+                self.settle(parts, Verdict::TRANSIENT);
                 Rejection::new(name, Reason::Timeout, Rule::AttemptTimeout, elapsed, allowed)
             }
             Limit::Deadline => {
-                self.settle_cut_off();
-                self.deadline_exceeded()
+                self.settle_cut_off(parts);
+                deadline_exceeded(parts.name(), parts.deadline())
             }
             Limit::MaxWait => {
-                let allowed = seconds(self.parts().limit().and_then(|limit| limit.max_wait()));
-                self.settle_neutral();
+                let allowed = seconds(parts.limit().and_then(|limit| limit.max_wait()));
+                self.settle_neutral(parts);
                 Rejection::new(name, Reason::Overloaded, Rule::MaxWait, elapsed, allowed)
             }
         };
-        self.refused(rejection)
-    }
-
-    fn deadline_exceeded(&self) -> Rejection {
-        let own = self.parts().deadline().map_or(f32::NAN, |own| own.as_secs_f32());
-        Rejection::new(self.parts().name(), Reason::DeadlineExceeded, Rule::Deadline, f32::NAN, own)
-    }
-
-    #[cold]
-    fn refused(&self, rejection: Rejection) -> Rejection {
-        debug!(
-            target: "buttress",
-            name = rejection.name(),
-            reason = ?rejection.reason(),
-            rule = rejection.rule().as_str(),
-            measured = rejection.measured(),
-            threshold = rejection.threshold(),
-            retry_after = ?rejection.retry_after(),
-            "call rejected"
-        );
-        rejection
+        refused(rejection)
     }
 
     /// After an attempt that may be repeated: when to start the next, or `None` to give up and return what there
     /// is. Withdraws from the budget last, so that a token is spent only on an attempt that is made.
     #[cold]
-    pub(super) fn again_at(&mut self, hint: Option<Duration>) -> Option<Instant> {
+    pub(super) fn again_at<P: Parts>(&mut self, parts: &P, hint: Option<Duration>) -> Option<Instant> {
         let now = now();
-        let remaining = self.deadline(now).map(|deadline| deadline.saturating_duration_since(now));
-        let retry = self.parts.parts().retry()?;
-        let backoff = retry.backoff(self.ambient.attempt, self.previous);
+        let remaining = self.deadline::<P>(now).map(|deadline| deadline.saturating_duration_since(now));
+        let retry = parts.retry()?;
+        let backoff = retry.backoff(self.attempt(), Duration::from_nanos(self.previous));
         let delay = retry.delay(backoff, hint, remaining)?;
         let at = after(now, delay);
-        if self.parts.parts().breaker().is_some_and(|breaker| breaker.refuses_at(at)) {
+        if parts.breaker().is_some_and(|breaker| breaker.refuses_at(at)) {
             // It would be refused: the answer that we have says more.
             return None;
         }
         if !retry.withdraw(now) {
-            debug!(target: "buttress", name = self.parts.parts().name(), "retry budget exhausted");
+            debug!(target: "buttress", name = parts.name(), "retry budget exhausted");
             return None;
         }
         debug!(
             target: "buttress",
-            name = self.parts.parts().name(),
+            name = parts.name(),
             attempt = self.ambient.attempt,
             delay = ?delay,
             "retrying"
         );
-        self.previous = backoff;
+        self.previous = nanos(backoff);
         self.next_wait();
         Some(at)
+    }
+}
+
+/// Claims on parts. Dropping it gives everything back: a panic is a failure, a cancellation falls under the cancel
+/// rule.
+pub(super) struct Core<H: Holds> {
+    parts: H,
+    pub(super) claims: Claims,
+}
+
+impl<H: Holds> Core<H> {
+    #[inline(always)]
+    pub(super) fn new(parts: H, claims: Claims) -> Self {
+        Self { parts, claims }
+    }
+
+    #[inline(always)]
+    pub(super) fn parts(&self) -> &H::Parts {
+        self.parts.parts()
+    }
+
+    #[inline(always)]
+    pub(super) fn split(&mut self) -> (&mut Claims, &H::Parts) {
+        (&mut self.claims, self.parts.parts())
     }
 }
 
 impl<H: Holds> Drop for Core<H> {
     #[inline]
     fn drop(&mut self) {
-        if self.owing || self.place != Place::None {
-            if self.running {
-                self.settle(Verdict::TRANSIENT);
+        let (claims, parts) = self.split();
+        if claims.owing || claims.place != Place::NONE {
+            if claims.running {
+                claims.settle(parts, Verdict::TRANSIENT);
             } else {
-                self.settle_cut_off();
+                claims.settle_cut_off(parts);
             }
         }
     }
+}
+
+// What follows takes what it needs by value; [`Claims`] says why.
+
+#[cold]
+fn is_past(deadline: Moment) -> bool {
+    deadline.instant().is_some_and(|at| at <= now())
+}
+
+/// Counts a result that may need the time.
+#[inline(never)]
+fn settle_with(breaker: &Breaker, ticket: u64, started: Option<Instant>, verdict: Verdict) {
+    let Some(failed) = breaker.counts(verdict) else { return breaker.release(ticket) };
+    let untimed = !failed && !breaker.times_successes();
+    if untimed && breaker.succeed(ticket) {
+        return;
+    }
+    let now = now();
+    let slow = breaker.is_slow(started, now);
+    breaker.record(ticket, failed, slow, verdict.retry_after(), now);
+}
+
+/// The cancel rule.
+#[cold]
+fn cut_off_verdict(breaker: Option<&Breaker>, started: Option<Instant>) -> Verdict {
+    match breaker {
+        Some(breaker) if started.is_some() && breaker.is_slow(started, now()) => Verdict::TRANSIENT,
+        _ => Verdict::Ignored,
+    }
+}
+
+#[cold]
+fn deadline_exceeded(name: &'static str, own: Option<Duration>) -> Rejection {
+    let own = own.map_or(f32::NAN, |own| own.as_secs_f32());
+    Rejection::new(name, Reason::DeadlineExceeded, Rule::Deadline, f32::NAN, own)
+}
+
+/// Says no in the log.
+#[cold]
+fn refused(rejection: Rejection) -> Rejection {
+    debug!(
+        target: "buttress",
+        name = rejection.name(),
+        reason = ?rejection.reason(),
+        rule = rejection.rule().as_str(),
+        measured = rejection.measured(),
+        threshold = rejection.threshold(),
+        retry_after = ?rejection.retry_after(),
+        "call rejected"
+    );
+    rejection
 }

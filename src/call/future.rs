@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{
     Holds, Parts,
     attempts::Attempts,
-    core::{Core, Entry},
+    core::{Claims, Core, Entry},
     timer::Timer,
 };
 use crate::{Classify, Outcome, Reject, Rejection, Verdict};
@@ -34,17 +34,17 @@ use crate::{Classify, Outcome, Reject, Rejection, Verdict};
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture<A, F, H: Holds> {
     #[pin]
-    state: State<F>,
+    pub(super) state: State<F>,
     // Behind the state, so that the attempt is dropped before its permits are given back.
-    core: Core<H>,
+    pub(super) core: Core<H>,
     #[pin]
-    timer: Timer,
+    pub(super) timer: Timer,
     /// Where the next attempt comes from; `None` if there can be none.
-    attempts: Option<A>,
+    pub(super) attempts: Option<A>,
 }
 
 #[pin_project(project = StateProj)]
-enum State<F> {
+pub(super) enum State<F> {
     /// Nothing has happened yet.
     Begin,
     /// About to ask for admission.
@@ -73,19 +73,16 @@ impl<A, F, H: Holds> ResponseFuture<A, F, H> {
     /// Begins when it is first polled.
     #[inline]
     pub(crate) fn lazy(parts: H, attempts: A) -> Self {
-        Self::new(State::Begin, Core::new(parts), Some(attempts))
+        Self::new(State::Begin, Core::new(parts, Claims::default()), Some(attempts))
     }
 
-    #[inline]
-    pub(super) fn running(core: Core<H>, attempt: F, attempts: Option<A>) -> Self {
-        Self::new(State::Running { attempt }, core, attempts)
-    }
-
+    /// Waits in the queue, and is made from `attempts` later.
     #[cold]
     pub(super) fn queued(core: Core<H>, attempts: A) -> Self {
         Self::new(State::Queued, core, Some(attempts))
     }
 
+    /// Was refused; `attempts`, if that may be tried again.
     #[cold]
     pub(super) fn rejected(core: Core<H>, attempts: Option<A>, rejection: Rejection) -> Self {
         Self::new(State::Rejected(rejection), core, attempts)
@@ -105,13 +102,15 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let (claims, parts) = this.core.split();
         loop {
             match this.state.as_mut().project() {
-                StateProj::Running { attempt } => match this.core.run(|_, _| attempt.poll(cx)) {
+                StateProj::Running { attempt } => match claims.run(parts, |_, _| attempt.poll(cx)) {
                     Poll::Ready(outcome) => {
                         // A permit is held no longer than the work, and the work ends before its permit does.
                         this.state.set(State::Done);
-                        match settle(this.core, &outcome).and_then(|hint| go_on(this.core, this.attempts, hint)) {
+                        match settle(claims, parts, &outcome).and_then(|hint| go_on(claims, parts, this.attempts, hint))
+                        {
                             None => return Poll::Ready(outcome),
                             Some(at) => {
                                 // A failed response may pin a connection; it does not live through the backoff.
@@ -122,61 +121,61 @@ where
                         }
                     }
                     Poll::Pending => {
-                        if let Some(at) = this.core.arm() {
+                        if let Some(at) = claims.arm(parts) {
                             this.timer.as_mut().arm(at);
                         }
                         ready!(this.timer.as_mut().poll_elapsed(cx));
                         // Dropping it is the cancellation, before anyone hears of it.
                         this.state.set(State::Done);
-                        this.state.set(State::Rejected(this.core.cut_off()));
+                        this.state.set(State::Rejected(claims.cut_off(parts)));
                     }
                 },
                 StateProj::Begin => {
-                    let next = match this.core.begin() {
+                    let next = match claims.begin(parts) {
                         Ok(()) => State::Admit,
                         Err(rejection) => State::Rejected(rejection),
                     };
                     this.state.set(next);
                 }
                 StateProj::Admit => {
-                    let next = match this.core.admit() {
+                    let next = match claims.admit(parts) {
                         Ok(Entry::Admitted) => State::Readying,
                         Ok(Entry::Queued) => State::Queued,
                         Err(rejection) => State::Rejected(rejection),
                     };
                     this.state.set(next);
                 }
-                StateProj::Queued => match this.core.poll_queue(cx) {
+                StateProj::Queued => match claims.poll_queue(parts, cx) {
                     Poll::Ready(Ok(())) => {
                         this.timer.set(Timer::Idle);
                         this.state.set(State::Readying);
                     }
                     Poll::Ready(Err(rejection)) => this.state.set(State::Rejected(rejection)),
                     Poll::Pending => {
-                        if let Some(at) = this.core.arm_queue() {
+                        if let Some(at) = claims.arm_queue(parts) {
                             this.timer.as_mut().arm(at);
                         }
                         ready!(this.timer.as_mut().poll_elapsed(cx));
-                        this.state.set(State::Rejected(this.core.cut_off()));
+                        this.state.set(State::Rejected(claims.cut_off(parts)));
                     }
                 },
                 StateProj::Readying => {
                     let Some(attempts) = this.attempts else { unreachable!("an attempt is readied from its source") };
-                    let last = this.core.is_last();
-                    match this.core.run(|parts, number| attempts.poll_next(cx, parts, number, last)) {
+                    let last = claims.is_last(parts);
+                    match claims.run(parts, |parts, number| attempts.poll_next(cx, parts, number, last)) {
                         Poll::Ready(Ok(attempt)) => this.state.set(State::Running { attempt }),
                         Poll::Ready(Err(error)) => {
                             // The service is gone, which is no attempt's failure: nothing to count or to repeat.
                             this.state.set(State::Done);
-                            this.core.settle_neutral();
+                            claims.settle_neutral(parts);
                             return Poll::Ready(Err(error));
                         }
                         Poll::Pending => {
-                            if let Some(at) = this.core.arm() {
+                            if let Some(at) = claims.arm(parts) {
                                 this.timer.as_mut().arm(at);
                             }
                             ready!(this.timer.as_mut().poll_elapsed(cx));
-                            this.state.set(State::Rejected(this.core.cut_off()));
+                            this.state.set(State::Rejected(claims.cut_off(parts)));
                         }
                     }
                 }
@@ -187,8 +186,8 @@ where
                 }
                 StateProj::Rejected(rejection) => {
                     let rejection = *rejection;
-                    let again = this.core.retries(rejection.reason());
-                    match again.then(|| go_on(this.core, this.attempts, rejection.retry_after())).flatten() {
+                    let again = claims.retries(parts, rejection.reason());
+                    match again.then(|| go_on(claims, parts, this.attempts, rejection.retry_after())).flatten() {
                         Some(at) => {
                             this.timer.as_mut().arm(at);
                             this.state.set(State::Backoff);
@@ -206,26 +205,26 @@ where
 }
 
 /// Tells the parts what the outcome says. `Some` with the server's hint if asking again may help.
-#[inline]
-fn settle<H, T, E>(core: &mut Core<H>, outcome: &Result<T, E>) -> Option<Option<Duration>>
+#[inline(always)]
+fn settle<P, T, E>(claims: &mut Claims, parts: &P, outcome: &Result<T, E>) -> Option<Option<Duration>>
 where
-    H: Holds,
+    P: Parts,
     E: Reject<T>,
-    <H::Parts as Parts>::Classify: Classify<T, E::Cause>,
+    P::Classify: Classify<T, E::Cause>,
 {
-    if core.parts().breaker().is_none() && core.parts().retry().is_none() {
-        core.settle_neutral();
+    if parts.breaker().is_none() && parts.retry().is_none() {
+        claims.settle_neutral(parts);
         return None;
     }
     let verdict = match E::inspect(outcome) {
-        Outcome::Ok(res) => core.judge(|judge| judge.classify(Ok(res))),
-        Outcome::Err(error) => core.judge(|judge| judge.classify(Err(error))),
+        Outcome::Ok(res) => claims.judge(parts, |judge| judge.classify(Ok(res))),
+        Outcome::Err(error) => claims.judge(parts, |judge| judge.classify(Err(error))),
         Outcome::Rejected(rejection) => {
-            core.settle_rejected(rejection.reason());
-            return core.retries(rejection.reason()).then(|| rejection.retry_after());
+            claims.settle_rejected(parts, rejection.reason());
+            return claims.retries(parts, rejection.reason()).then(|| rejection.retry_after());
         }
     };
-    core.settle(verdict);
+    claims.settle(parts, verdict);
     match verdict {
         Verdict::Transient { retry_after } | Verdict::Throttled { retry_after } => Some(retry_after),
         _ => None,
@@ -234,13 +233,14 @@ where
 
 /// When to make the next attempt, if one can and may be made.
 #[cold]
-fn go_on<A: Attempts<H::Parts>, H: Holds>(
-    core: &mut Core<H>,
+fn go_on<A: Attempts<P>, P: Parts>(
+    claims: &mut Claims,
+    parts: &P,
     attempts: &Option<A>,
     hint: Option<Duration>,
 ) -> Option<Instant> {
-    let can = !core.is_last() && attempts.as_ref().is_some_and(|attempts| attempts.can_go_on());
-    if can { core.again_at(hint) } else { None }
+    let can = !claims.is_last(parts) && attempts.as_ref().is_some_and(|attempts| attempts.can_go_on());
+    if can { claims.again_at(parts, hint) } else { None }
 }
 
 impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {

@@ -11,7 +11,9 @@ use tower::{Layer, Service};
 use super::{
     Handle, Holds, Parts, ResponseFuture,
     attempts::{Again, Resend},
-    core::{Core, Entry},
+    core::{Claims, Core, Entry},
+    future::State,
+    timer::Timer,
 };
 use crate::{Classify, Reason, Reject, Rejection, Rule};
 
@@ -143,26 +145,35 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let mut core = Core::new(self.handle.local());
-        match core.begin().and_then(|()| core.admit()) {
+        let held = self.handle.local();
+        let parts = held.parts();
+        let mut claims = Claims::default();
+        match claims.begin(parts).and_then(|()| claims.admit(parts)) {
             Ok(Entry::Admitted) => {
-                let copy = if core.is_last() { None } else { core.parts().again().repeat(&req) };
-                let further = copy.and_then(|req| {
-                    let service = core.parts().again().fresh(&self.inner)?;
+                let on_panic = claims.unless_forgotten(parts);
+                let copy = if claims.is_last(parts) { None } else { parts.again().repeat(&req) };
+                let attempts = copy.and_then(|req| {
+                    let service = parts.again().fresh(&self.inner)?;
                     Some(Resend { service, req: Some(req) })
                 });
-                let attempt = core.run(|_, _| self.inner.call(req));
-                ResponseFuture::running(core, attempt, further)
+                // Wrapped where it is made, so that it is made in its final place: moving it costs as much as all
+                // that is done with it.
+                let state = State::Running { attempt: claims.run(parts, |_, _| self.inner.call(req)) };
+                std::mem::forget(on_panic);
+                ResponseFuture { state, core: Core::new(held, claims), timer: Timer::Idle, attempts }
             }
-            Ok(Entry::Queued) => self.queued(core, req),
-            Err(rejection) => self.rejected(core, req, rejection),
+            Ok(Entry::Queued) => self.queued(Core::new(held, claims), req),
+            Err(rejection) => self.rejected(Core::new(held, claims), req, rejection),
         }
     }
 }
 
+/// The future of a [`Guarded`].
+type FutureOf<S, Req, H> = ResponseFuture<Resend<S, Req>, <S as Service<Req>>::Future, <H as Handle>::Local>;
+
 impl<S, H: Handle> Guarded<S, H> {
     #[cold]
-    fn queued<Req>(&mut self, core: Core<H::Local>, req: Req) -> ResponseFuture<Resend<S, Req>, S::Future, H::Local>
+    fn queued<Req>(&mut self, core: Core<H::Local>, req: Req) -> FutureOf<S, Req, H>
     where
         S: Service<Req>,
         AgainOf<H>: Again<S, Req>,
@@ -179,18 +190,18 @@ impl<S, H: Handle> Guarded<S, H> {
     }
 
     #[cold]
-    fn rejected<Req>(
-        &mut self,
-        core: Core<H::Local>,
-        req: Req,
-        rejection: Rejection,
-    ) -> ResponseFuture<Resend<S, Req>, S::Future, H::Local>
+    fn rejected<Req>(&mut self, core: Core<H::Local>, req: Req, rejection: Rejection) -> FutureOf<S, Req, H>
     where
         S: Service<Req>,
         AgainOf<H>: Again<S, Req>,
     {
-        let later = self.later(&core, req).filter(|_| core.retries(rejection.reason()));
-        ResponseFuture::rejected(core, later, rejection)
+        let attempts = if core.claims.retries(core.parts(), rejection.reason()) {
+            self.later(&core, req)
+        } else {
+            self.unready::<Req>(&core);
+            None
+        };
+        ResponseFuture::rejected(core, attempts, rejection)
     }
 
     /// Gives back the readiness that `self.inner` has reserved, and prepares to call a fresh clone later.
@@ -198,10 +209,19 @@ impl<S, H: Handle> Guarded<S, H> {
     where
         AgainOf<H>: Again<S, Req>,
     {
-        let again = core.parts().again();
-        self.inner = Again::<S, Req>::fresh(again, &self.inner)?;
-        let service = Again::<S, Req>::fresh(again, &self.inner)?;
+        self.unready::<Req>(core);
+        let service = Again::<S, Req>::fresh(core.parts().again(), &self.inner)?;
         Some(Resend { service, req: Some(req) })
+    }
+
+    /// Gives back the readiness that `self.inner` has reserved.
+    fn unready<Req>(&mut self, core: &Core<H::Local>)
+    where
+        AgainOf<H>: Again<S, Req>,
+    {
+        if let Some(fresh) = Again::<S, Req>::fresh(core.parts().again(), &self.inner) {
+            self.inner = fresh;
+        }
     }
 }
 

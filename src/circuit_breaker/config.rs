@@ -11,6 +11,9 @@ use crate::{
     window::{self, CountWindow, TimeWindow, Window},
 };
 
+/// Fewer successes than this, per slot, may be counted late: a clock costs as much as a whole call.
+const UNTIMED: u64 = 8;
+
 /// What the calls are counted over.
 #[derive(Clone, Copy, Debug)]
 enum Span {
@@ -282,7 +285,7 @@ impl CircuitBreakerBuilder {
             ..self.settings
         };
         let window = match self.span {
-            Span::Time(span) => Window::Time(TimeWindow::new(span)),
+            Span::Time(span) => Window::Time(TimeWindow::new(span, UNTIMED)),
             Span::Calls(calls) => Window::Count(CountWindow::new(calls)),
         };
         let random = Random::seeded(self.seed);

@@ -154,14 +154,14 @@ impl Shared {
             if admitted {
                 return Ok(word);
             }
+            return Err(self.refusal(nanos, self.read()));
         }
-        Err(self.refusal(nanos))
+        Err(self.refusal(nanos, seen))
     }
 
-    /// Builds the rejection for the state as it is now. Takes no lock.
-    fn refusal(&self, nanos: u64) -> Rejection {
+    /// Builds the rejection. Takes no lock.
+    fn refusal(&self, nanos: u64, Published { word, until, cause }: Published) -> Rejection {
         self.rejected[spread::slot()].0.fetch_add(1, Relaxed);
-        let Published { word, until, cause } = self.read();
         let wait = Some(Duration::from_nanos(until.saturating_sub(nanos)));
         let (rule, measured, retry_after) = match state_of(word) {
             State::HalfOpen => (Rule::ProbesOut, self.settings.probes as f32, wait),

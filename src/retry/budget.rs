@@ -9,6 +9,9 @@ use tokio::time::Instant;
 
 use crate::{ConfigError, clock::since, config::Checks, window::TimeWindow};
 
+/// Fewer calls than this, per slot, may expire late: with 20 % that is some twelve retries.
+const UNTIMED: u64 = 64;
+
 /// Tokens that are not spent expire after this.
 const SPAN: Duration = Duration::from_secs(10);
 
@@ -143,7 +146,7 @@ impl BudgetBuilder {
 
     pub(super) fn assemble(self) -> Budget {
         let shared = Shared {
-            window: TimeWindow::new(SPAN),
+            window: TimeWindow::new(SPAN, UNTIMED),
             ratio: self.ratio,
             reserve: f64::from(self.min_per_second) * SPAN.as_secs_f64(),
             base: crate::clock::now(),

@@ -156,7 +156,7 @@ impl Retry {
 /// ```
 #[must_use]
 pub fn current_attempt() -> Option<u32> {
-    Some(Ambient::current().attempt).filter(|attempt| *attempt != 0)
+    u32::try_from(Ambient::current().attempt).ok().filter(|attempt| *attempt != 0)
 }
 
 /// A retry and a kind.

@@ -11,9 +11,6 @@ use crate::{clock, spread};
 /// The span slides in tenths.
 const BUCKETS: usize = 10;
 
-/// So many successes per shard may wait for somebody who knows the time.
-const UNTIMED: u64 = 8;
-
 /// Counts successes and failures of the last `span`, and slow calls among them.
 ///
 /// Every word carries a tag (generation, bucket), so that a late writer can tell that a word is no longer
@@ -26,6 +23,8 @@ const UNTIMED: u64 = 8;
 pub(crate) struct TimeWindow {
     /// Nanoseconds of a bucket.
     width: u64,
+    /// Fewer successes per shard than this wait for somebody who knows the time.
+    untimed: u64,
     /// The newest bucket's number that anyone has seen.
     present: AtomicU64,
     shards: Box<[Shard]>,
@@ -72,8 +71,9 @@ impl Tag {
 }
 
 impl TimeWindow {
-    pub(crate) fn new(span: Duration) -> Self {
+    pub(crate) fn new(span: Duration, untimed: u64) -> Self {
         Self {
+            untimed,
             width: (clock::nanos(span) / BUCKETS as u64).max(1),
             present: AtomicU64::new(0),
             shards: std::iter::repeat_with(Shard::default).take(spread::slots()).collect(),
@@ -93,7 +93,7 @@ impl TimeWindow {
         let mut word = untimed.load(Relaxed);
         loop {
             let waiting = if word >> 32 == generation & 0xffff_ffff { word & 0xffff_ffff } else { 0 };
-            if waiting + 1 >= UNTIMED {
+            if waiting + 1 >= self.untimed {
                 return false;
             }
             match untimed.compare_exchange_weak(word, generation << 32 | (waiting + 1), Relaxed, Relaxed) {

@@ -3,8 +3,8 @@
 mod support;
 
 mod alloc;
-mod bad_input;
 mod backoff;
+mod bad_input;
 mod budget;
 mod circuit_breaker;
 mod circuit_breaker_more;
