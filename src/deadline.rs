@@ -294,11 +294,8 @@ impl Deadline {
     where
         F: Future<Output = Result<T, E>>,
     {
-        // The lazily started one inside is shortened to ours, which the scope makes current.
-        let enforced = ResponseFuture::lazy(
-            Inline(DeadlineParts { name: "deadline", duration: Duration::MAX }),
-            Given::lifted(future),
-        );
+        let enforced =
+            ResponseFuture::lazy(Inline(DeadlineParts { name: "deadline", duration: None }), Given::lifted(future));
         self.scope(enforced).await
     }
 }
@@ -340,7 +337,8 @@ impl<F: fmt::Debug> fmt::Debug for Scoped<F> {
 #[derive(Clone, Copy, Debug)]
 pub struct DeadlineParts {
     name: &'static str,
-    duration: Duration,
+    /// `None`: only that of an outer scope.
+    duration: Option<Duration>,
 }
 
 impl Parts for DeadlineParts {
@@ -365,7 +363,7 @@ impl Parts for DeadlineParts {
 
     #[inline]
     fn deadline(&self) -> Option<Duration> {
-        Some(self.duration)
+        self.duration
     }
 }
 
@@ -394,7 +392,7 @@ pub type DeadlineService<S> = Guarded<S, Inline<DeadlineParts>>;
 impl DeadlineLayer {
     /// A deadline of so long for each call, counted from when it is first found pending.
     pub fn new(duration: Duration) -> Self {
-        Guard::from(Inline(DeadlineParts { name: "deadline", duration }))
+        Guard::from(Inline(DeadlineParts { name: "deadline", duration: Some(duration) }))
     }
 
     /// The name that rejections and logs carry.

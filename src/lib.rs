@@ -42,9 +42,25 @@
 //! ```
 //!
 //! - Around a client whose error you cannot make: [`policy.wrap(client)`](Policy::wrap), errors become [`Error<E>`].
+//!   For `reqwest` there is a preset, `Policy::reqwest`, by feature `reqwest`; for requests that are `Clone` and safe to
+//!   repeat [`Policy::cloned`]. [`Policy::plain`] sends each request once.
 //! - In a `ServiceBuilder` or an axum `Router`: [`policy.layer()`](Policy::layer), the error type stays as it is.
 //!   For a router enable feature `http`; no `HandleErrorLayer` is needed.
 //! - Around an async function: [`policy.call(|| …)`](Policy::call).
+//!
+//! # What a rejection tells you to do
+//!
+//! | [`Reason`] | meaning | do |
+//! | --- | --- | --- |
+//! | [`CircuitOpen`](Reason::CircuitOpen) | the service fails, so it was not asked | use another replica or a stored answer; come back after [`retry_after`](Rejection::retry_after) |
+//! | [`Overloaded`](Reason::Overloaded) | too many calls are in flight on this side | shed: answer 503, slow down whoever sends |
+//! | [`Timeout`](Reason::Timeout) | one attempt was cut off | it may have taken effect; retry has done what it may |
+//! | [`DeadlineExceeded`](Reason::DeadlineExceeded) | the whole call ran out of time | give up, as your caller has |
+//!
+//! # Features
+//!
+//! None is on by default, and all patterns are there without any. `http`: judging responses by status, `Retry-After`,
+//! rejections as responses for axum. `reqwest`: the preset for `reqwest::Client`.
 //!
 //! # What to rely on
 //!
@@ -57,6 +73,10 @@
 //! - Nothing on the success path allocates, locks, or logs. Transitions are logged at WARN or INFO and rejections at
 //!   DEBUG, under the target `buttress`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(all(doctest, feature = "reqwest"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub mod backoff;
 mod call;

@@ -64,7 +64,11 @@ pub struct PolicyParts<K> {
 }
 
 impl Policy {
-    /// For any service or closure: requests are sent once, closures can be repeated, `Err` is a transient failure.
+    /// For any service or closure; `Err` is a transient failure.
+    ///
+    /// Closures are repeated by [retry](PolicyBuilder::retry). **Requests are sent once**, since any type must fit:
+    /// for a service whose requests can be repeated use [`cloned`](Self::cloned), a preset for its protocol, or
+    /// [`repeat`](PolicyBuilder::repeat).
     pub fn plain(name: &'static str) -> PolicyBuilder<Plain> {
         PolicyBuilder::new(name, Plain::default())
     }
@@ -326,7 +330,8 @@ impl<K> PolicyBuilder<K> {
         self
     }
 
-    /// How to ask again: settings, or a [`Retry`] to share.
+    /// How to ask again: settings, or a [`Retry`] to share. Whether a *request* can be sent again is the kind's
+    /// business: [`plain`](Policy::plain) sends each once, and then this has nothing to do.
     pub fn retry(mut self, retry: impl Into<Part<RetryBuilder, Retry>>) -> Self {
         self.retry = Some(retry.into());
         self
@@ -368,13 +373,13 @@ impl<K> PolicyBuilder<K> {
         checks.finish()?;
 
         let name = self.name;
-        // A caller who gives up before half the time that a call may take has not waited in vain.
+        // So that what is cut off by either bound has outrun it, and counts as failed.
         let bound = self.timeout.into_iter().chain(self.deadline).min();
         let slow_call = bound.map_or(Duration::from_secs(1), |bound| bound / 2);
         let parts = PolicyParts {
             name,
             deadline: self.deadline,
-            retry: Part::assemble(self.retry, RetryBuilder::assemble),
+            retry: Part::assemble(self.retry, |retry| retry.assemble(name)),
             breaker: Part::assemble(self.breaker, |breaker| breaker.assemble(name, slow_call)),
             limit: Part::assemble(self.limit, |limit| limit.assemble(name)),
             timeout: self.timeout,

@@ -173,6 +173,9 @@ impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, measured, threshold, .. } = self;
         match self.reason {
+            Reason::CircuitOpen if self.rule == Rule::ProbesOut => {
+                write!(f, "circuit breaker `{name}` is half-open: ")?
+            }
             Reason::CircuitOpen => write!(f, "circuit breaker `{name}` is open: ")?,
             Reason::Overloaded => write!(f, "concurrency limit `{name}` is overloaded: ")?,
             Reason::Timeout => write!(f, "attempt of `{name}` timed out: ")?,
@@ -184,7 +187,7 @@ impl fmt::Display for Rejection {
             Rule::ConsecutiveFailures => write!(f, "{measured} consecutive failures >= {threshold}")?,
             Rule::ProbesFailed => write!(f, "probe failure rate {measured:.2} >= {threshold:.2}")?,
             Rule::ProbeLease => write!(f, "{measured} of {threshold} probes answered within their lease")?,
-            Rule::ProbesOut => write!(f, "half-open, all {threshold} probes are out")?,
+            Rule::ProbesOut => write!(f, "all {threshold} probes are out")?,
             Rule::Forced => f.write_str("forced open")?,
             Rule::LimitReached => write!(f, "{measured} in flight, {threshold} may be")?,
             Rule::QueueFull => write!(f, "{measured} waiting, {threshold} may wait")?,

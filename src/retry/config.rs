@@ -24,6 +24,7 @@ use crate::{Backoff, ConfigError, Jitter, Reason, config::Checks, random::Random
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RetryBuilder {
+    name: Option<&'static str>,
     max_attempts: u32,
     backoff: Backoff,
     max_retry_after: Duration,
@@ -52,6 +53,7 @@ pub(super) fn bit(reason: Reason) -> u8 {
 impl RetryBuilder {
     pub(super) fn new(backoff: Backoff) -> Self {
         Self {
+            name: None,
             max_attempts: 3,
             backoff,
             max_retry_after: Duration::from_secs(60),
@@ -59,6 +61,12 @@ impl RetryBuilder {
             budget: Purse::Own,
             seed: None,
         }
+    }
+
+    /// The name that logs and rejections carry. Default: the policy's, or `retry`.
+    pub fn name(mut self, name: &'static str) -> Self {
+        self.name = Some(name);
+        self
     }
 
     /// How often to ask at most, the first time included.
@@ -117,7 +125,7 @@ impl RetryBuilder {
         let mut checks = Checks::new("retry");
         self.check(&mut checks);
         checks.finish()?;
-        Ok(self.assemble())
+        Ok(self.assemble("retry"))
     }
 
     pub(crate) fn check(&self, checks: &mut Checks) {
@@ -127,8 +135,9 @@ impl RetryBuilder {
     }
 
     /// After the checks.
-    pub(crate) fn assemble(self) -> Retry {
+    pub(crate) fn assemble(self, name: &'static str) -> Retry {
         Retry {
+            name: self.name.unwrap_or(name),
             max_attempts: self.max_attempts,
             backoff: self.backoff,
             max_retry_after: self.max_retry_after,

@@ -30,6 +30,7 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Retry {
+    pub(super) name: &'static str,
     pub(super) max_attempts: u32,
     pub(super) backoff: Backoff,
     pub(super) max_retry_after: Duration,
@@ -173,7 +174,7 @@ impl<R: Borrow<Retry>, C, P> Parts for RetryParts<R, Kind<C, P>> {
 
     #[inline]
     fn name(&self) -> &'static str {
-        "retry"
+        self.retry.borrow().name
     }
 
     #[inline]
