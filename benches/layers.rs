@@ -3,6 +3,8 @@
 //! The inner service answers at once, or is pending once; calls are polled by hand, so that nothing but the layers
 //! is measured. Each group is one row of the README's table.
 
+#![allow(missing_docs, reason = "criterion's macros make items of their own")]
+
 use std::{
     future::{Future, Ready, ready},
     hint::black_box,

@@ -205,48 +205,41 @@ impl Claims {
         parts.retry().is_some_and(|retry| retry.retries(reason))
     }
 
-    /// On the first pending poll of an attempt: the moment to cut it off at, if there is one.
+    /// On the first pending poll of an attempt: the moment to cut it off at, if there is one. A layer that has no
+    /// bound of its own leaves the deadline to whoever set it: one timer is enough.
     #[inline]
     pub(super) fn arm<P: Parts>(&mut self, parts: &P) -> Option<Instant> {
         if self.armed {
             return None;
         }
-        self.arm_for(parts, parts.timeout(), Limit::Attempt)
+        let time = parts.timeout();
+        self.arm_for(parts, time, P::SCOPED || time.is_some(), Limit::Attempt)
     }
 
-    /// On the first pending poll in the queue.
+    /// On the first pending poll in the queue. No wait outlasts the deadline.
     pub(super) fn arm_queue<P: Parts>(&mut self, parts: &P) -> Option<Instant> {
         if self.armed {
             return None;
         }
         let max_wait = parts.limit().and_then(|limit| limit.max_wait());
-        self.arm_for(parts, max_wait, Limit::MaxWait)
+        self.arm_for(parts, max_wait, true, Limit::MaxWait)
     }
 
     #[inline(never)]
-    fn arm_for<P: Parts>(&mut self, parts: &P, time: Option<Duration>, limit: Limit) -> Option<Instant> {
+    fn arm_for<P: Parts>(&mut self, parts: &P, time: Option<Duration>, bounded: bool, limit: Limit) -> Option<Instant> {
         self.armed = true;
         let ambient = if P::SCOPED { self.ambient } else { Ambient::current() };
-        if time.is_none() && ambient.deadline.is_none() && parts.breaker().is_none() {
+        let bounded = bounded && !ambient.deadline.is_none();
+        if time.is_none() && !bounded && parts.breaker().is_none() {
             return None;
         }
         let now = now();
         self.started = Some(now);
         let own = time.map(|time| after(now, time));
-        match (own, self.deadline::<P>(now)) {
-            (Some(own), Some(deadline)) if deadline < own => {
-                self.limit = Limit::Deadline;
-                Some(deadline)
-            }
-            (None, Some(deadline)) => {
-                self.limit = Limit::Deadline;
-                Some(deadline)
-            }
-            (own, _) => {
-                self.limit = limit;
-                own
-            }
-        }
+        let deadline = if bounded { self.deadline::<P>(now) } else { None };
+        let by_deadline = deadline.is_some_and(|deadline| own.is_none_or(|own| deadline < own));
+        self.limit = if by_deadline { Limit::Deadline } else { limit };
+        if by_deadline { deadline } else { own }
     }
 
     /// The deadline of this call, started if it has yet to.
