@@ -118,14 +118,20 @@ pub struct Rejection {
 
 impl Rejection {
     /// `NaN` stands for a figure that there is none of.
-    #[cold]
+    #[inline]
     pub(crate) fn new(name: &'static str, reason: Reason, rule: Rule, measured: f32, threshold: f32) -> Self {
         Self { name, retry_after: None, measured, threshold, reason, rule }
     }
 
-    pub(crate) fn with_retry_after(mut self, retry_after: Option<Duration>) -> Self {
-        self.retry_after = retry_after;
-        self
+    #[inline]
+    pub(crate) fn circuit_open(
+        name: &'static str,
+        rule: Rule,
+        measured: f32,
+        threshold: f32,
+        retry_after: Option<Duration>,
+    ) -> Self {
+        Self { name, retry_after, measured, threshold, reason: Reason::CircuitOpen, rule }
     }
 
     /// The name of the policy or of the single layer that said no.

@@ -24,7 +24,7 @@ use super::{
     machine::{Cause, Change, Machine},
 };
 use crate::{
-    Reason, Rejection, Rule, Verdict,
+    Rejection, Rule, Verdict,
     clock::since,
     random::Random,
     spread::{self, Padded, padded},
@@ -169,7 +169,7 @@ impl Shared {
             _ => (Rule::ALL[(cause >> 32) as usize % Rule::ALL.len()], f32::from_bits(cause as u32), wait),
         };
         let threshold = self.threshold(rule);
-        Rejection::new(self.settings.name, Reason::CircuitOpen, rule, measured, threshold).with_retry_after(retry_after)
+        Rejection::circuit_open(self.settings.name, rule, measured, threshold, retry_after)
     }
 
     fn threshold(&self, rule: Rule) -> f32 {
