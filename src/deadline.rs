@@ -96,25 +96,25 @@ impl Moment {
         self.instant()
     }
 
-    /// The earlier of the two, where `own` has not started.
+    /// The earlier of the two; on its own if there is no outer one.
     #[inline(always)]
-    fn shortened(self, own: Option<Duration>) -> Self {
-        let Some(own) = own else { return self };
-        let own = Moment::after(own);
-        if self.is_none() {
-            own
-        } else if self.is_lazy() {
-            Moment(self.0.min(own.0))
+    fn within(self, outer: Moment) -> Self {
+        if outer.is_none() || self == outer {
+            self
+        } else if self.is_none() {
+            outer
+        } else if self.is_lazy() == outer.is_lazy() {
+            // Times to run order like their words, and so do points in time.
+            Moment(self.0.min(outer.0))
         } else {
-            own.bounded_by(self)
+            Moment(self.started().0.min(outer.started().0))
         }
     }
 
-    /// Starts it, no later than `outer`, which has started. Points in time order like their words.
     #[cold]
-    fn bounded_by(mut self, outer: Moment) -> Self {
+    fn started(mut self) -> Self {
         self.start(now());
-        Moment(self.0.min(outer.0))
+        self
     }
 }
 
@@ -146,9 +146,16 @@ impl Ambient {
     }
 
     /// What a call with a deadline of its own starts from.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn nested(own: Option<Duration>) -> Self {
-        Ambient { deadline: DEADLINE.get().shortened(own), attempt: 0 }
+        let outer = Self::current();
+        Ambient { deadline: own.map_or(Moment::NONE, Moment::after).within(outer.deadline), ..outer }
+    }
+
+    /// Bounded by whoever polls now, which need not be who made the call.
+    #[inline(always)]
+    pub(crate) fn heeding(self, outer: Ambient) -> Self {
+        Ambient { deadline: self.deadline.within(outer.deadline), ..self }
     }
 
     /// Starts the deadline of whoever polls us, if that has yet to start.
@@ -170,13 +177,9 @@ pub(crate) struct Scope {
 
 impl Scope {
     #[inline(always)]
-    pub(crate) fn enter(mut mine: Ambient) -> Self {
+    pub(crate) fn enter(mine: Ambient) -> Self {
         let outer = Ambient::current();
-        if mine.deadline.is_lazy() && outer.deadline.is_started() {
-            // Made before the outer one started, first polled after.
-            mine.deadline = mine.deadline.bounded_by(outer.deadline);
-        }
-        mine.make_current();
+        mine.heeding(outer).make_current();
         Scope { outer }
     }
 
@@ -271,11 +274,7 @@ impl Deadline {
     /// policies enforce.
     pub fn scope<F: Future>(self, future: F) -> Scoped<F> {
         let outer = Ambient::current();
-        let mut deadline = Moment::at(self.0);
-        if outer.deadline.is_started() {
-            deadline = Moment(deadline.0.min(outer.deadline.0));
-        }
-        Scoped { ambient: Ambient { deadline, ..outer }, future }
+        Scoped { ambient: Ambient { deadline: Moment::at(self.0).within(outer.deadline), ..outer }, future }
     }
 
     /// Runs `future` under the deadline that is current *here*, wherever it is polled: for `tokio::spawn`.
@@ -390,7 +389,8 @@ pub type DeadlineLayer = Guard<Inline<DeadlineParts>>;
 pub type DeadlineService<S> = Guarded<S, Inline<DeadlineParts>>;
 
 impl DeadlineLayer {
-    /// A deadline of so long for each call, counted from when it is first found pending.
+    /// A deadline of so long for each call, counted from when it is first found pending; within a deadline that
+    /// runs already, from the call.
     pub fn new(duration: Duration) -> Self {
         Guard::from(Inline(DeadlineParts { name: "deadline", duration: Some(duration) }))
     }

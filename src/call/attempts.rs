@@ -76,6 +76,9 @@ pub trait Attempts<P> {
     /// Whether another attempt can be made.
     fn can_go_on(&self) -> bool;
 
+    /// Gives up what a `poll_next` that is still pending has reserved: a place in a line below.
+    fn leave(&mut self, _: &P) {}
+
     /// The next attempt, number `attempt`, once the service is ready; `last` if none may follow it.
     fn poll_next(
         &mut self,
@@ -104,6 +107,12 @@ where
 
     fn can_go_on(&self) -> bool {
         self.req.is_some()
+    }
+
+    fn leave(&mut self, parts: &P) {
+        if let Some(fresh) = Again::<S, Req>::fresh(parts.again(), &self.service) {
+            self.service = fresh;
+        }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>, parts: &P, _: u32, last: bool) -> Poll<Result<S::Future, S::Error>> {

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Breaker, Holds, Parts};
+use super::{Breaker, Holds, Parts, timer::Wait};
 use crate::{
     Reason, Rejection, Rule, Verdict,
     clock::{after, nanos, now},
@@ -88,8 +88,11 @@ impl Claims {
     pub(super) fn begin<P: Parts>(&mut self, parts: &P) -> Result<(), Rejection> {
         if P::SCOPED {
             self.ambient = Ambient::nested(parts.deadline());
+            if parts.retry().is_some() {
+                self.ambient.attempt = 0;
+            }
             if self.ambient.deadline.is_started() && is_past(self.ambient.deadline) {
-                let rejection = deadline_exceeded(parts.name(), parts.deadline());
+                let rejection = deadline_exceeded(parts.name(), None);
                 log(&rejection);
                 return Err(rejection);
             }
@@ -104,7 +107,9 @@ impl Claims {
 
     #[inline(always)]
     pub(super) fn admit<P: Parts>(&mut self, parts: &P) -> Result<Entry, Rejection> {
-        self.ambient.attempt = self.ambient.attempt.saturating_add(1);
+        if parts.retry().is_some() {
+            self.ambient.attempt = self.ambient.attempt.saturating_add(1);
+        }
         self.ask_breaker(parts)?;
         let Some(limit) = parts.limit() else { return Ok(Entry::Admitted) };
         if limit.try_acquire() {
@@ -211,7 +216,7 @@ impl Claims {
     /// On the first pending poll of an attempt: the moment to cut it off at, if there is one. A layer that has no
     /// bound of its own leaves the deadline to whoever set it: one timer is enough.
     #[inline]
-    pub(super) fn arm<P: Parts>(&mut self, parts: &P) -> Option<Instant> {
+    pub(super) fn arm<P: Parts>(&mut self, parts: &P) -> Option<Wait> {
         if self.armed {
             return None;
         }
@@ -220,7 +225,7 @@ impl Claims {
     }
 
     /// On the first pending poll in the queue. No wait outlasts the deadline.
-    pub(super) fn arm_queue<P: Parts>(&mut self, parts: &P) -> Option<Instant> {
+    pub(super) fn arm_queue<P: Parts>(&mut self, parts: &P) -> Option<Wait> {
         if self.armed {
             return None;
         }
@@ -229,9 +234,10 @@ impl Claims {
     }
 
     #[inline(never)]
-    fn arm_for<P: Parts>(&mut self, parts: &P, time: Option<Duration>, bounded: bool, limit: Limit) -> Option<Instant> {
+    fn arm_for<P: Parts>(&mut self, parts: &P, time: Option<Duration>, bounded: bool, limit: Limit) -> Option<Wait> {
         self.armed = true;
-        let ambient = if P::SCOPED { self.ambient } else { Ambient::current() };
+        let outer = Ambient::current();
+        let ambient = if P::SCOPED { self.ambient.heeding(outer) } else { outer };
         let bounded = bounded && !ambient.deadline.is_none();
         if time.is_none() && !bounded && parts.breaker().is_none() {
             return None;
@@ -242,13 +248,19 @@ impl Claims {
         let deadline = if bounded { self.deadline::<P>(now) } else { None };
         let by_deadline = deadline.is_some_and(|deadline| own.is_none_or(|own| deadline < own));
         self.limit = if by_deadline { Limit::Deadline } else { limit };
-        if by_deadline { deadline } else { own }
+        let until = if by_deadline { deadline } else { own }?;
+        Some(Wait { now, until })
     }
 
     /// The deadline of this call, started if it has yet to.
     fn deadline<P: Parts>(&mut self, now: Instant) -> Option<Instant> {
         let outer = Ambient::start_current(now);
-        if P::SCOPED { self.ambient.deadline.start(now) } else { outer }
+        if P::SCOPED {
+            self.ambient = self.ambient.heeding(Ambient::current());
+            self.ambient.deadline.start(now)
+        } else {
+            outer
+        }
     }
 
     /// Before something else is waited for.
@@ -323,7 +335,9 @@ impl Claims {
             }
             Limit::Deadline => {
                 self.settle_cut_off(parts);
-                deadline_exceeded(parts.name(), parts.deadline())
+                // An outer one that is past as well is what counts, and it does not say how long it was.
+                let own = parts.deadline().filter(|_| !is_past(Ambient::current().deadline));
+                deadline_exceeded(parts.name(), own)
             }
             Limit::MaxWait => {
                 let allowed = seconds(parts.limit().and_then(|limit| limit.max_wait()));
@@ -338,14 +352,14 @@ impl Claims {
     /// After an attempt that may be repeated: when to start the next, or `None` to give up and return what there
     /// is. Withdraws from the budget last, so that a token is spent only on an attempt that is made.
     #[cold]
-    pub(super) fn again_at<P: Parts>(&mut self, parts: &P, hint: Option<Duration>) -> Option<Instant> {
+    pub(super) fn again_at<P: Parts>(&mut self, parts: &P, hint: Option<Duration>) -> Option<Wait> {
         let now = now();
         let remaining = self.deadline::<P>(now).map(|deadline| deadline.saturating_duration_since(now));
         let retry = parts.retry()?;
         let backoff = retry.backoff(self.attempt(), Duration::from_nanos(self.previous));
         let delay = retry.delay(backoff, hint, remaining)?;
-        let at = after(now, delay);
-        if parts.breaker().is_some_and(|breaker| breaker.refuses_at(at)) {
+        let until = after(now, delay);
+        if parts.breaker().is_some_and(|breaker| breaker.refuses_at(until)) {
             // It would be refused: the answer that we have says more.
             return None;
         }
@@ -362,7 +376,7 @@ impl Claims {
         );
         self.previous = nanos(backoff);
         self.next_wait();
-        Some(at)
+        Some(Wait { now, until })
     }
 }
 

@@ -9,13 +9,12 @@ use std::{
 };
 
 use pin_project::pin_project;
-use tokio::time::Instant;
 
 use super::{
     Holds, Parts,
     attempts::Attempts,
     core::{Claims, Core, Entry},
-    timer::Timer,
+    timer::{Timer, Wait},
 };
 use crate::{Classify, Outcome, Reject, Rejection, Verdict};
 
@@ -112,17 +111,17 @@ where
                         match settle(claims, parts, &outcome).and_then(|hint| go_on(claims, parts, this.attempts, hint))
                         {
                             None => return Poll::Ready(outcome),
-                            Some(at) => {
+                            Some(wait) => {
                                 // A failed response may pin a connection; it does not live through the backoff.
                                 drop(outcome);
-                                this.timer.as_mut().arm(at);
+                                this.timer.as_mut().arm(wait);
                                 this.state.set(State::Backoff);
                             }
                         }
                     }
                     Poll::Pending => {
-                        if let Some(at) = claims.arm(parts) {
-                            this.timer.as_mut().arm(at);
+                        if let Some(wait) = claims.arm(parts) {
+                            this.timer.as_mut().arm(wait);
                         }
                         ready!(this.timer.as_mut().poll_elapsed(cx));
                         // Dropping it is the cancellation, before anyone hears of it.
@@ -152,8 +151,8 @@ where
                     }
                     Poll::Ready(Err(rejection)) => this.state.set(State::Rejected(rejection)),
                     Poll::Pending => {
-                        if let Some(at) = claims.arm_queue(parts) {
-                            this.timer.as_mut().arm(at);
+                        if let Some(wait) = claims.arm_queue(parts) {
+                            this.timer.as_mut().arm(wait);
                         }
                         ready!(this.timer.as_mut().poll_elapsed(cx));
                         this.state.set(State::Rejected(claims.cut_off(parts)));
@@ -171,10 +170,11 @@ where
                             return Poll::Ready(Err(error));
                         }
                         Poll::Pending => {
-                            if let Some(at) = claims.arm(parts) {
-                                this.timer.as_mut().arm(at);
+                            if let Some(wait) = claims.arm(parts) {
+                                this.timer.as_mut().arm(wait);
                             }
                             ready!(this.timer.as_mut().poll_elapsed(cx));
+                            attempts.leave(parts);
                             this.state.set(State::Rejected(claims.cut_off(parts)));
                         }
                     }
@@ -188,8 +188,8 @@ where
                     let rejection = *rejection;
                     let again = claims.retries(parts, rejection.reason());
                     match again.then(|| go_on(claims, parts, this.attempts, rejection.retry_after())).flatten() {
-                        Some(at) => {
-                            this.timer.as_mut().arm(at);
+                        Some(wait) => {
+                            this.timer.as_mut().arm(wait);
                             this.state.set(State::Backoff);
                         }
                         None => {
@@ -238,7 +238,7 @@ fn go_on<A: Attempts<P>, P: Parts>(
     parts: &P,
     attempts: &Option<A>,
     hint: Option<Duration>,
-) -> Option<Instant> {
+) -> Option<Wait> {
     let can = !claims.is_last(parts) && attempts.as_ref().is_some_and(|attempts| attempts.can_go_on());
     if can { claims.again_at(parts, hint) } else { None }
 }
