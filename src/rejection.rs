@@ -9,6 +9,7 @@
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use tower::BoxError;
+use tracing::debug;
 
 /// The condition under which a call was refused or cut off.
 #[non_exhaustive]
@@ -134,6 +135,21 @@ impl Rejection {
         Self { name, retry_after, measured, threshold, reason: Reason::CircuitOpen, rule }
     }
 
+    /// By reference: a rejection is not moved more often than need be.
+    #[cold]
+    pub(crate) fn log(&self) {
+        debug!(
+            target: "buttress",
+            name = self.name(),
+            reason = ?self.reason(),
+            rule = self.rule().as_str(),
+            measured = self.measured(),
+            threshold = self.threshold(),
+            retry_after = ?self.retry_after(),
+            "call rejected"
+        );
+    }
+
     /// The name of the policy or of the single layer that said no.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -224,8 +240,8 @@ impl Eq for Rejection {}
 /// An error of the service, or a rejection of ours: flat, however many layers there are.
 ///
 /// This is the error of [`Policy::wrap`](crate::Policy::wrap), of [`Lift`](crate::Lift) and of the plain
-/// async functions. `Display` and `source` are those of what it holds, so a chain reads as if the
-/// wrapper were not there.
+/// async functions. `Display` and `source` of an error are the error's own, as if the wrapper were not there. A
+/// rejection is its own source too, so that layers further out find it in whatever it gets boxed into.
 ///
 /// ```
 /// use buttress::{Error, Reason};
@@ -302,7 +318,7 @@ impl<E: StdError + 'static> StdError for Error<E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Error::Inner(error) => error.source(),
-            Error::Rejected(_) => None,
+            Error::Rejected(rejection) => Some(rejection),
         }
     }
 }
@@ -364,7 +380,12 @@ fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Rejection> {
     let mut next = Some(error);
     std::iter::from_fn(|| {
         let error = next?;
-        next = error.source();
+        // An `io::Error` leaves what it wraps out of its chain.
+        let wrapped = error.downcast_ref().and_then(io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
         Some(error)
     })
     .find_map(|error| error.downcast_ref())

@@ -93,7 +93,7 @@ impl Claims {
             }
             if self.ambient.deadline.is_started() && is_past(self.ambient.deadline) {
                 let rejection = deadline_exceeded(parts.name(), None);
-                log(&rejection);
+                rejection.log();
                 return Err(rejection);
             }
         }
@@ -129,7 +129,7 @@ impl Claims {
             }
             Err(rejection) => {
                 self.settle_neutral(parts);
-                log(&rejection);
+                rejection.log();
                 Err(rejection)
             }
         }
@@ -140,7 +140,7 @@ impl Claims {
         if let Some(breaker) = parts.breaker() {
             self.ticket = match breaker.admit() {
                 Some(ticket) => ticket,
-                None => breaker.admit_at(now()).inspect_err(log)?,
+                None => breaker.admit_at(now()).inspect_err(Rejection::log)?,
             };
             self.owing = true;
         }
@@ -345,7 +345,7 @@ impl Claims {
                 Rejection::new(name, Reason::Overloaded, Rule::MaxWait, elapsed, allowed)
             }
         };
-        log(&rejection);
+        rejection.log();
         rejection
     }
 
@@ -451,19 +451,4 @@ fn cut_off_verdict(breaker: Option<&Breaker>, started: Option<Instant>) -> Verdi
 fn deadline_exceeded(name: &'static str, own: Option<Duration>) -> Rejection {
     let own = own.map_or(f32::NAN, |own| own.as_secs_f32());
     Rejection::new(name, Reason::DeadlineExceeded, Rule::Deadline, f32::NAN, own)
-}
-
-/// By reference: a rejection is not moved more often than need be.
-#[cold]
-fn log(rejection: &Rejection) {
-    debug!(
-        target: "buttress",
-        name = rejection.name(),
-        reason = ?rejection.reason(),
-        rule = rejection.rule().as_str(),
-        measured = rejection.measured(),
-        threshold = rejection.threshold(),
-        retry_after = ?rejection.retry_after(),
-        "call rejected"
-    );
 }

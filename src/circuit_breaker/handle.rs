@@ -107,7 +107,7 @@ impl CircuitBreaker {
         let started = now();
         let ticket = match self.shared.admit() {
             Some(ticket) => ticket,
-            None => self.shared.admit_at(started)?,
+            None => self.shared.admit_at(started).inspect_err(Rejection::log)?,
         };
         Ok(Permit { shared: Some(Arc::clone(&self.shared)), ticket, started })
     }

@@ -139,14 +139,14 @@ impl Machine {
         let open_for = self.previous.max(hint);
         self.cause = Some(cause);
         let until = now.saturating_add(clock::nanos(open_for));
-        Change { open_for: Some(open_for), ..self.enter(Phase::Open { until }) }
+        Change { cause: Some(cause), open_for: Some(open_for), ..self.enter(Phase::Open { until }) }
     }
 
     fn enter(&mut self, phase: Phase) -> Change {
         let from = self.state();
         self.phase = phase;
         self.generation = self.generation.wrapping_add(1);
-        Change { from, to: self.state(), cause: self.cause, open_for: None }
+        Change { from, to: self.state(), cause: None, open_for: None }
     }
 
     // ## Open => HalfOpen, HalfOpen => Open
@@ -219,23 +219,21 @@ impl Machine {
         self.openings = 0;
         self.previous = Duration::ZERO;
         self.cause = None;
-        Change { cause: None, ..change }
+        change
     }
 
     // ## by hand
 
     /// Forces a state, or closes the circuit with a fresh window and the first open time.
     pub(crate) fn force(&mut self, state: State) -> Option<Change> {
+        let cause = (state == State::ForcedOpen).then_some(Cause { rule: Rule::Forced, measured: f32::NAN });
         let forced = match state {
-            State::ForcedOpen => {
-                self.cause = Some(Cause { rule: Rule::Forced, measured: f32::NAN });
-                Phase::ForcedOpen
-            }
+            State::ForcedOpen => Phase::ForcedOpen,
             State::ForcedClosed => Phase::ForcedClosed,
             State::Shadow => Phase::Shadow { quiet_until: 0 },
             // A circuit opens by itself, as `ForcedOpen` is what somebody wants.
             State::Closed | State::Open | State::HalfOpen => return Some(self.close()),
         };
-        if self.state() == state { None } else { Some(self.enter(forced)) }
+        (self.state() != state).then(|| Change { cause, ..self.enter(forced) })
     }
 }

@@ -79,7 +79,7 @@ pub struct Transition {
     pub name: &'static str,
     /// From this state.
     pub from: State,
-    /// To this one: the same, if a breaker in shadow mode [would open](Self::would_open).
+    /// To this one: the same, if a breaker in shadow mode [would open](Self::would_open), or if a closed one is reset.
     pub to: State,
     /// The rule that moved it, if one did.
     pub rule: Option<Rule>,

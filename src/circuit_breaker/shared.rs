@@ -412,41 +412,14 @@ impl Shared {
                 return;
             };
             drop(inner);
+            if transition.from != transition.to {
+                self.watch.send_replace(transition.to);
+            }
             // Whatever listens may panic: nothing of ours is in the middle of anything, and the next is told too.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.tell_one(&transition)));
-        }
-    }
-
-    fn tell_one(&self, transition: &Transition) {
-        if transition.from != transition.to {
-            self.watch.send_replace(transition.to);
-        }
-        macro_rules! event {
-            ($level:ident, $message:literal) => {
-                $level!(
-                    target: "buttress",
-                    name = transition.name,
-                    from = transition.from.as_str(),
-                    to = transition.to.as_str(),
-                    rule = transition.rule.map(Rule::as_str),
-                    measured = f64::from(transition.measured),
-                    threshold = f64::from(transition.threshold),
-                    open_for = ?transition.open_for,
-                    rejected = transition.rejected,
-                    $message
-                )
-            };
-        }
-        match transition.to {
-            State::Open | State::ForcedOpen => event!(warn, "circuit breaker opened"),
-            State::Shadow if transition.would_open() => event!(warn, "circuit breaker would open"),
-            State::HalfOpen => event!(info, "circuit breaker half-open"),
-            State::Closed => event!(info, "circuit breaker closed"),
-            State::ForcedClosed => event!(info, "circuit breaker forced closed"),
-            State::Shadow => event!(info, "circuit breaker in shadow mode"),
-        }
-        if let Some(listener) = &self.listener {
-            listener(transition);
+            let _ = catch_unwind(AssertUnwindSafe(|| log(&transition)));
+            if let Some(listener) = &self.listener {
+                let _ = catch_unwind(AssertUnwindSafe(|| listener(&transition)));
+            }
         }
     }
 
@@ -485,6 +458,33 @@ impl Shared {
             rejected: rejected + self.rejected_before.load(Relaxed),
             retry_after: waits.then(|| Duration::from_nanos(until.saturating_sub(at))),
         }
+    }
+}
+
+fn log(transition: &Transition) {
+    macro_rules! event {
+            ($level:ident, $message:literal) => {
+                $level!(
+                    target: "buttress",
+                    name = transition.name,
+                    from = transition.from.as_str(),
+                    to = transition.to.as_str(),
+                    rule = transition.rule.map(Rule::as_str),
+                    measured = f64::from(transition.measured),
+                    threshold = f64::from(transition.threshold),
+                    open_for = ?transition.open_for,
+                    rejected = transition.rejected,
+                    $message
+                )
+            };
+        }
+    match transition.to {
+        State::Open | State::ForcedOpen => event!(warn, "circuit breaker opened"),
+        State::Shadow if transition.would_open() => event!(warn, "circuit breaker would open"),
+        State::HalfOpen => event!(info, "circuit breaker half-open"),
+        State::Closed => event!(info, "circuit breaker closed"),
+        State::ForcedClosed => event!(info, "circuit breaker forced closed"),
+        State::Shadow => event!(info, "circuit breaker in shadow mode"),
     }
 }
 

@@ -81,10 +81,10 @@ impl ConcurrencyLimit {
     /// # Panics
     /// If it must wait with an end in sight outside of a tokio runtime with its timers enabled.
     pub async fn acquire(&self) -> Result<Permit, Rejection> {
-        if let Ok(permit) = self.try_acquire() {
-            return Ok(permit);
+        if self.shared.try_acquire() {
+            return Ok(self.permit());
         }
-        let Some(ticket) = self.shared.enqueue()? else { return Ok(self.permit()) };
+        let Some(ticket) = self.shared.enqueue().inspect_err(Rejection::log)? else { return Ok(self.permit()) };
         let mut place = Place { shared: &self.shared, ticket: Some(ticket) };
         let granted = poll_fn(|cx| self.shared.poll_queued(ticket, cx));
         let began = now();
@@ -94,7 +94,9 @@ impl ConcurrencyLimit {
             None => granted.await,
             Some(end) => {
                 if timeout_at(end, granted).await.is_err() {
-                    return Err(self.gave_up(deadline == Some(end), (now() - began).as_secs_f32()));
+                    let rejection = self.gave_up(deadline == Some(end), (now() - began).as_secs_f32());
+                    rejection.log();
+                    return Err(rejection);
                 }
             }
         }
@@ -117,7 +119,10 @@ impl ConcurrencyLimit {
     /// # Errors
     /// The rejection.
     pub fn try_acquire(&self) -> Result<Permit, Rejection> {
-        if self.shared.try_acquire() { Ok(self.permit()) } else { Err(self.shared.refusal()) }
+        if self.shared.try_acquire() {
+            return Ok(self.permit());
+        }
+        Err(self.shared.refusal()).inspect_err(Rejection::log)
     }
 
     fn permit(&self) -> Permit {
