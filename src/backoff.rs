@@ -177,7 +177,7 @@ impl Backoff {
 
 /// `delay * by`, at most `max`; exact to a few parts in 10^16.
 fn scale(delay: Duration, by: f64, max: Duration) -> Duration {
-    if by == 1.0 {
+    if by == 1.0 || delay.is_zero() {
         return delay.min(max);
     }
     Duration::try_from_secs_f64(delay.as_secs_f64() * by).map_or(max, |scaled| scaled.min(max))

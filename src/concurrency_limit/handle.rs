@@ -122,7 +122,7 @@ impl ConcurrencyLimit {
         if self.shared.try_acquire() {
             return Ok(self.permit());
         }
-        Err(self.shared.refusal()).inspect_err(Rejection::log)
+        Err(self.shared.limit_reached()).inspect_err(Rejection::log)
     }
 
     fn permit(&self) -> Permit {

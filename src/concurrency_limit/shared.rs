@@ -98,10 +98,8 @@ impl Shared {
     #[cold]
     pub(crate) fn enqueue(&self) -> Result<Option<u32>, Rejection> {
         // Refusing takes no lock.
-        if waiting(self.word.0.load(Relaxed)) >= self.max_queue && !self.try_acquire() {
-            return Err(self.refusal());
-        } else if self.max_queue == 0 {
-            return Ok(None);
+        if waiting(self.word.0.load(Relaxed)) >= self.max_queue {
+            return if self.try_acquire() { Ok(None) } else { Err(self.refusal()) };
         }
         let mut queue = self.lock();
         let mut word = self.word.0.load(Relaxed);
@@ -121,12 +119,19 @@ impl Shared {
         }
     }
 
-    pub(super) fn refusal(&self) -> Rejection {
-        let (rule, measured, threshold) = if self.max_queue == 0 {
-            (Rule::LimitReached, self.in_flight(), self.max_in_flight())
-        } else {
-            (Rule::QueueFull, self.waiting(), self.max_queue as usize)
-        };
+    fn refusal(&self) -> Rejection {
+        match self.max_queue {
+            0 => self.limit_reached(),
+            most => self.overloaded(Rule::QueueFull, self.waiting(), most as usize),
+        }
+    }
+
+    /// For whoever does not wait.
+    pub(super) fn limit_reached(&self) -> Rejection {
+        self.overloaded(Rule::LimitReached, self.in_flight(), self.max_in_flight())
+    }
+
+    fn overloaded(&self, rule: Rule, measured: usize, threshold: usize) -> Rejection {
         Rejection::new(self.name, Reason::Overloaded, rule, measured as f32, threshold as f32)
     }
 

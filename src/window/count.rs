@@ -13,28 +13,29 @@ pub(crate) const MAX_SIZE: usize = (1 << 20) - 1;
 /// Counts failures and slow calls among the last N outcomes.
 ///
 /// A record claims a position at `head`, replaces what its slot held N outcomes ago, and adds the difference to
-/// the totals, which therefore always equal what the slots hold. Each word carries its generation (24 bits) and
+/// the totals, which therefore always equal what the slots hold. Each word carries its generation (22 bits) and
 /// starts anew when a later one first touches it; an earlier one leaves it alone.
 ///
 /// It is exact, which is its price: all threads meet at `head`.
 #[derive(Debug)]
 pub(crate) struct CountWindow {
-    /// `generation: 24 | records so far: 40`
+    /// `generation: 22 | records so far: 42`
     head: AtomicU64,
-    /// `generation: 24 | failures: 20 | slow: 20`
+    /// `generation: 22 | failures: 21 | slow: 21`, each wrapping: what leaves a slot may be subtracted before what came
+    /// into it is added.
     totals: AtomicU64,
-    /// `generation: 24 | failed: 1 | slow: 1`
+    /// `unused: 8 | generation: 22 | failed: 1 | slow: 1`
     slots: Box<[AtomicU32]>,
 }
 
-const GENERATION: u64 = (1 << 24) - 1;
-const POSITION: u64 = (1 << 40) - 1;
-const FIELD: u64 = (1 << 20) - 1;
+const GENERATION: u64 = (1 << 22) - 1;
+const POSITION: u64 = (1 << 42) - 1;
+const FIELD: u64 = (1 << 21) - 1;
 
 /// Wrapping: generations that meet here lie close together.
 fn is_newer(a: u64, b: u64) -> bool {
     let ahead = a.wrapping_sub(b) & GENERATION;
-    ahead != 0 && ahead < 1 << 23
+    ahead != 0 && ahead < 1 << 21
 }
 
 impl CountWindow {
@@ -53,8 +54,6 @@ impl CountWindow {
         let size = self.slots.len() as u64;
         let bits = u32::from(failed) << 1 | u32::from(slow);
         let Some(evicted) = replace(&self.slots[(position % size) as usize], generation, bits) else { return };
-        // In the first round the slots hold nothing of this generation.
-        let evicted = if position < size { 0 } else { evicted };
         let change = |bit: u32| i64::from(bits >> bit & 1) - i64::from(evicted >> bit & 1);
         let (failures, slow) = (change(1), change(0));
         if failures != 0 || slow != 0 {
@@ -65,10 +64,12 @@ impl CountWindow {
     pub(crate) fn totals(&self, generation: u64) -> Totals {
         let generation = generation & GENERATION;
         let (totals, head) = (self.totals.load(Acquire), self.head.load(Relaxed));
-        let calls = if head >> 40 == generation { (head & POSITION).min(self.slots.len() as u64) } else { 0 };
-        let (failures, slow) = if totals >> 40 == generation { (totals >> 20 & FIELD, totals & FIELD) } else { (0, 0) };
-        let failures = failures.min(calls);
-        Totals { successes: calls - failures, failures, slow: slow.min(calls) }
+        let calls = if head >> 42 == generation { (head & POSITION).min(self.slots.len() as u64) } else { 0 };
+        let (failures, slow) = if totals >> 42 == generation { (totals >> 21 & FIELD, totals & FIELD) } else { (0, 0) };
+        // Below zero for a moment: nothing.
+        let count = |field: u64| if field > MAX_SIZE as u64 { 0 } else { field.min(calls) };
+        let failures = count(failures);
+        Totals { successes: calls - failures, failures, slow: count(slow) }
     }
 
     /// The next position, or `None` if a later generation is at it. Relaxed: it hands out numbers only.
@@ -76,14 +77,14 @@ impl CountWindow {
     fn claim(&self, generation: u64) -> Option<u64> {
         let mut head = self.head.load(Relaxed);
         loop {
-            let position = match head >> 40 {
+            let position = match head >> 42 {
                 g if g == generation => head & POSITION,
                 g if is_newer(g, generation) => return None,
                 _ => 0,
             };
             // Wraps to one full round, not to none.
             let next = if position == POSITION { self.slots.len() as u64 } else { position + 1 };
-            match self.head.compare_exchange_weak(head, generation << 40 | next, Relaxed, Relaxed) {
+            match self.head.compare_exchange_weak(head, generation << 42 | next, Relaxed, Relaxed) {
                 Ok(_) => return Some(position),
                 Err(seen) => head = seen,
             }
@@ -95,14 +96,14 @@ impl CountWindow {
     fn adjust(&self, generation: u64, failures: i64, slow: i64) {
         let mut totals = self.totals.load(Relaxed);
         loop {
-            let (had_failures, had_slow) = match totals >> 40 {
-                g if g == generation => (totals >> 20 & FIELD, totals & FIELD),
+            let (had_failures, had_slow) = match totals >> 42 {
+                g if g == generation => (totals >> 21 & FIELD, totals & FIELD),
                 g if is_newer(g, generation) => return,
                 _ => (0, 0),
             };
-            let failures = had_failures.saturating_add_signed(failures) & FIELD;
-            let slow = had_slow.saturating_add_signed(slow) & FIELD;
-            let next = generation << 40 | failures << 20 | slow;
+            let failures = had_failures.wrapping_add_signed(failures) & FIELD;
+            let slow = had_slow.wrapping_add_signed(slow) & FIELD;
+            let next = generation << 42 | failures << 21 | slow;
             match self.totals.compare_exchange_weak(totals, next, AcqRel, Relaxed) {
                 Ok(_) => return,
                 Err(seen) => totals = seen,
@@ -111,7 +112,8 @@ impl CountWindow {
     }
 }
 
-/// Puts the bits into the slot and returns what it held of this generation; `None` if it is a later one's.
+/// Puts the bits into the slot and returns what it held of this generation; `None` if it is a later one's. In the
+/// first round too: whoever claimed the slot after us may have been faster.
 #[inline]
 fn replace(slot: &AtomicU32, generation: u64, bits: u32) -> Option<u32> {
     let mut held = slot.load(Relaxed);

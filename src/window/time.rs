@@ -92,7 +92,12 @@ impl TimeWindow {
         let untimed = &self.shard().untimed;
         let mut word = untimed.load(Relaxed);
         loop {
-            let waiting = if word >> 32 == generation & 0xffff_ffff { word & 0xffff_ffff } else { 0 };
+            let ahead = ((word >> 32) as u32).wrapping_sub(generation as u32) as i32;
+            let waiting = match ahead {
+                0 => word & 0xffff_ffff,
+                1.. => return true, // A late result moves nothing.
+                _ => 0,
+            };
             if waiting + 1 >= self.untimed {
                 return false;
             }
@@ -139,9 +144,10 @@ impl TimeWindow {
 
     /// Empties every word and tags it for a new generation.
     pub(crate) fn reset(&self, now: u64, generation: u64) {
-        let present = self.advance(now, generation);
-        for bucket in oldest(present)..=present {
-            self.retag(bucket, generation);
+        let oldest = oldest(self.advance(now, generation));
+        // All ten, also those that are still to come: whoever skips many generations would take an old tag for a newer.
+        for bucket in oldest..oldest + BUCKETS as u64 {
+            self.clear(bucket, generation);
         }
         for shard in &self.shards {
             shard.untimed.store(generation << 32, Relaxed);
@@ -155,10 +161,21 @@ impl TimeWindow {
         if bucket > seen {
             seen = self.present.fetch_max(bucket, Relaxed);
         }
+        // After a pause as long as the span everything falls out, and eight bits may no longer tell older from newer.
+        let all = bucket.saturating_sub(seen) >= BUCKETS as u64;
         for passed in (seen + 1).max(oldest(bucket))..=bucket {
-            self.retag(passed, generation);
+            if all { self.clear(passed, generation) } else { self.retag(passed, generation) }
         }
         bucket.max(seen)
+    }
+
+    /// Whatever the words hold, their tags may lie too far apart to be compared.
+    fn clear(&self, bucket: u64, generation: u64) {
+        let tag = Tag::new(generation, bucket);
+        for shard in &self.shards {
+            shard.outcomes[index(bucket)].store(tag.empty(), Relaxed);
+            shard.slow[index(bucket)].store(tag.empty(), Relaxed);
+        }
     }
 
     fn retag(&self, bucket: u64, generation: u64) {
