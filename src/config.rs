@@ -81,6 +81,10 @@ impl Checks {
         }
     }
 
+    pub(crate) fn name(&mut self, name: Option<&'static str>) {
+        self.require(name != Some(""), "name", "", "must not be empty: logs and rejections carry it");
+    }
+
     /// A threshold of a rate.
     pub(crate) fn rate(&mut self, setting: &str, rate: f64) {
         self.require(rate > 0.0 && rate <= 1.0, setting, rate, "must be above 0 and at most 1");

@@ -337,7 +337,9 @@ impl<K> PolicyBuilder<K> {
         self
     }
 
-    /// When not to ask: settings, or a [`CircuitBreaker`] to share.
+    /// When not to ask: settings, or a [`CircuitBreaker`] to share. One that was built alone knows nothing of the
+    /// policy's times: set its [`slow_call`](CircuitBreakerBuilder::slow_call) below them, or what they cut off counts
+    /// as nothing.
     pub fn circuit_breaker(mut self, breaker: impl Into<Part<CircuitBreakerBuilder, CircuitBreaker>>) -> Self {
         self.breaker = Some(breaker.into());
         self
@@ -361,7 +363,7 @@ impl<K> PolicyBuilder<K> {
     /// Every setting of every part that is out of its range, all at once.
     pub fn build(self) -> Result<Policy<K>, ConfigError> {
         let mut checks = Checks::new("policy");
-        checks.require(!self.name.is_empty(), "name", self.name, "must not be empty: logs and rejections carry it");
+        checks.name(Some(self.name));
         for (setting, time) in [("deadline", self.deadline), ("timeout", self.timeout)] {
             if let Some(time) = time {
                 checks.time(setting, time);
@@ -390,7 +392,8 @@ impl<K> PolicyBuilder<K> {
 }
 
 impl<C, R> PolicyBuilder<Kind<C, R>> {
-    /// Judges outcomes by a classifier of your own.
+    /// Judges outcomes by a classifier of your own. A closure wants to be wrapped in
+    /// [`classify::from_fn`](crate::classify::from_fn), which pins its types down.
     pub fn classify<C2>(self, classify: C2) -> PolicyBuilder<Kind<C2, R>> {
         self.with_kind(|kind| kind.with_classify(classify))
     }

@@ -43,7 +43,7 @@ pub enum Rule {
     ProbesOut,
     /// Somebody forced the circuit open.
     Forced,
-    /// As many calls are in flight as may be, and there is no queue.
+    /// As many calls are in flight as may be, and there is no queue, or the caller does not wait.
     LimitReached,
     /// The queue of the concurrency limit is full.
     QueueFull,

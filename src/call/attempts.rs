@@ -14,11 +14,6 @@ use crate::{
 };
 
 /// How a layer comes by a service for a call that waits, or for a further attempt.
-#[diagnostic::on_unimplemented(
-    message = "the service `{S}` cannot be called again with `{Req}` by `{Self}`",
-    note = "a layer that may refuse, queue or repeat a call needs a service that is `Clone`",
-    note = "and a strategy that can repeat the request: `Plain` sends any request once, `Cloned` needs `Clone`, `.repeat(|req| …)` takes a closure"
-)]
 pub trait Again<S, Req> {
     /// A service that has reserved nothing.
     fn fresh(&self, service: &S) -> Option<S>;

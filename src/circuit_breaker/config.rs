@@ -233,6 +233,7 @@ impl CircuitBreakerBuilder {
 
     pub(crate) fn check(&self, checks: &mut Checks) {
         checks.enter("circuit_breaker");
+        checks.name(self.name);
         let s = &self.settings;
         match self.span {
             Span::Time(span) => checks.require(

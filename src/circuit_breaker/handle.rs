@@ -54,7 +54,8 @@ impl CircuitBreaker {
         self.layer_with(ByResult)
     }
 
-    /// As a tower layer, with a classifier of your own.
+    /// As a tower layer, with a classifier of your own; closures want
+    /// [`classify::from_fn`](crate::classify::from_fn).
     pub fn layer_with<C>(&self, classify: C) -> CircuitBreakerLayer<C> {
         let parts = BreakerParts { breaker: Arc::clone(&self.shared), classify };
         Guard::from(Gate { spread: Spread::new(parts), when_open: WhenOpen::Reject, waiting: None })
@@ -71,7 +72,8 @@ impl CircuitBreaker {
         self.call_with(ByResult, future)
     }
 
-    /// As [`call`](Self::call), with a classifier of your own.
+    /// As [`call`](Self::call), with a classifier of your own; closures want
+    /// [`classify::from_fn`](crate::classify::from_fn).
     ///
     /// # Errors
     /// The future's own error, or the rejection.

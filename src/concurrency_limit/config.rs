@@ -75,6 +75,7 @@ impl ConcurrencyLimitBuilder {
 
     pub(crate) fn check(&self, checks: &mut Checks) {
         checks.enter("concurrency_limit");
+        checks.name(self.name);
         checks.count("max_in_flight", self.max_in_flight, MOST, "must be set, between 1 and 2^30");
         if let Some(queue) = self.max_queue {
             checks.require(queue <= MOST, "max_queue", queue, "must be at most 2^30");

@@ -90,11 +90,11 @@ impl ConcurrencyLimit {
         let began = now();
         let longest = self.shared.max_wait().map(|wait| after(began, wait));
         let deadline = Deadline::current().map(Deadline::instant);
-        match longest.into_iter().chain(deadline).min() {
+        match deadline.into_iter().chain(longest).min() {
             None => granted.await,
             Some(end) => {
                 if timeout_at(end, granted).await.is_err() {
-                    let rejection = self.gave_up(deadline == Some(end), (now() - began).as_secs_f32());
+                    let rejection = self.gave_up(longest != Some(end), (now() - began).as_secs_f32());
                     rejection.log();
                     return Err(rejection);
                 }

@@ -130,6 +130,7 @@ impl RetryBuilder {
 
     pub(crate) fn check(&self, checks: &mut Checks) {
         checks.enter("retry");
+        checks.name(self.name);
         checks.count("max_attempts", self.max_attempts as usize, 1000, "must be between 1 (no retry) and 1000");
         self.backoff.check(checks, "backoff");
     }
