@@ -72,6 +72,7 @@
 //! - Time is tokio's: `tokio::time::pause` drives every test.
 //! - Nothing on the success path allocates, locks, or logs. Transitions are logged at WARN or INFO and rejections at
 //!   DEBUG, under the target `buttress`.
+#![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(all(doctest, feature = "reqwest"))]

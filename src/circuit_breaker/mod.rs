@@ -134,3 +134,6 @@ impl Snapshot {
         if self.calls == 0 { 0.0 } else { self.slow_calls as f64 / self.calls as f64 }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,7 +20,8 @@ const SPAN: Duration = Duration::from_secs(10);
 ///
 /// It is the bound of Finagle's `RetryBudget`, kept as a sliding window of calls and retries instead of a purse of
 /// tokens: a call deposits, a retry withdraws, both are forgotten after ten seconds. A deposit touches one word of
-/// the thread's own and reads no clock; a withdrawal is made under a lock, so that it is never overdrawn.
+/// the thread's own and reads no clock; a withdrawal is made under a lock, so that it is never overdrawn. The ten seconds
+/// slide in tenths, and up to 63 calls of a thread may be counted when it next reads the clock.
 ///
 /// ```
 /// use buttress::{retry::Budget, Retry};
