@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Breaker, Holds, Parts, timer::Wait};
+use super::{Breaker, Holds, Parts, slot::Wait};
 use crate::{
     Reason, Rejection, Rule, Verdict,
     clock::{after, nanos, now},

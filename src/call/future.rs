@@ -14,7 +14,7 @@ use super::{
     Holds, Parts,
     attempts::Attempts,
     core::{Claims, Core, Entry},
-    timer::{Timer, Wait},
+    slot::{Slot, Wait},
 };
 use crate::{Classify, Outcome, Reject, Rejection, Verdict};
 
@@ -37,7 +37,7 @@ pub struct ResponseFuture<A, F, H: Holds> {
     // Behind the state, so that the attempt is dropped before its permits are given back.
     pub(super) core: Core<H>,
     #[pin]
-    pub(super) timer: Timer,
+    pub(super) slot: Slot,
     /// Where the next attempt comes from; `None` if there can be none.
     pub(super) attempts: Option<A>,
 }
@@ -57,16 +57,17 @@ pub(super) enum State<F> {
         #[pin]
         attempt: F,
     },
-    /// Waiting to try again; the timer says until when.
+    /// Waiting to try again; the slot says until when.
     Backoff,
-    Rejected(Rejection),
+    /// Refused or cut off; the slot says why.
+    Rejected,
     Done,
 }
 
 impl<A, F, H: Holds> ResponseFuture<A, F, H> {
     #[inline]
     fn new(state: State<F>, core: Core<H>, attempts: Option<A>) -> Self {
-        Self { state, core, timer: Timer::Idle, attempts }
+        Self { state, core, slot: Slot::Empty, attempts }
     }
 
     /// Begins when it is first polled.
@@ -84,7 +85,7 @@ impl<A, F, H: Holds> ResponseFuture<A, F, H> {
     /// Was refused; `attempts`, if that may be tried again.
     #[cold]
     pub(super) fn rejected(core: Core<H>, attempts: Option<A>, rejection: Rejection) -> Self {
-        Self::new(State::Rejected(rejection), core, attempts)
+        Self { slot: Slot::Rejection(rejection), ..Self::new(State::Rejected, core, attempts) }
     }
 }
 
@@ -114,25 +115,29 @@ where
                             Some(wait) => {
                                 // A failed response may pin a connection; it does not live through the backoff.
                                 drop(outcome);
-                                this.timer.as_mut().arm(wait);
+                                this.slot.as_mut().arm(wait);
                                 this.state.set(State::Backoff);
                             }
                         }
                     }
                     Poll::Pending => {
                         if let Some(wait) = claims.arm(parts) {
-                            this.timer.as_mut().arm(wait);
+                            this.slot.as_mut().arm(wait);
                         }
-                        ready!(this.timer.as_mut().poll_elapsed(cx));
+                        ready!(this.slot.as_mut().poll_elapsed(cx));
                         // Dropping it is the cancellation, before anyone hears of it.
                         this.state.set(State::Done);
-                        this.state.set(State::Rejected(claims.cut_off(parts)));
+                        this.slot.set(Slot::Rejection(claims.cut_off(parts)));
+                        this.state.set(State::Rejected);
                     }
                 },
                 StateProj::Begin => {
                     let next = match claims.begin(parts) {
                         Ok(()) => State::Admit,
-                        Err(rejection) => State::Rejected(rejection),
+                        Err(rejection) => {
+                            this.slot.set(Slot::Rejection(rejection));
+                            State::Rejected
+                        }
                     };
                     this.state.set(next);
                 }
@@ -140,22 +145,29 @@ where
                     let next = match claims.admit(parts) {
                         Ok(Entry::Admitted) => State::Readying,
                         Ok(Entry::Queued) => State::Queued,
-                        Err(rejection) => State::Rejected(rejection),
+                        Err(rejection) => {
+                            this.slot.set(Slot::Rejection(rejection));
+                            State::Rejected
+                        }
                     };
                     this.state.set(next);
                 }
                 StateProj::Queued => match claims.poll_queue(parts, cx) {
                     Poll::Ready(Ok(())) => {
-                        this.timer.set(Timer::Idle);
+                        this.slot.set(Slot::Empty);
                         this.state.set(State::Readying);
                     }
-                    Poll::Ready(Err(rejection)) => this.state.set(State::Rejected(rejection)),
+                    Poll::Ready(Err(rejection)) => {
+                        this.slot.set(Slot::Rejection(rejection));
+                        this.state.set(State::Rejected);
+                    }
                     Poll::Pending => {
                         if let Some(wait) = claims.arm_queue(parts) {
-                            this.timer.as_mut().arm(wait);
+                            this.slot.as_mut().arm(wait);
                         }
-                        ready!(this.timer.as_mut().poll_elapsed(cx));
-                        this.state.set(State::Rejected(claims.cut_off(parts)));
+                        ready!(this.slot.as_mut().poll_elapsed(cx));
+                        this.slot.set(Slot::Rejection(claims.cut_off(parts)));
+                        this.state.set(State::Rejected);
                     }
                 },
                 StateProj::Readying => {
@@ -171,25 +183,28 @@ where
                         }
                         Poll::Pending => {
                             if let Some(wait) = claims.arm(parts) {
-                                this.timer.as_mut().arm(wait);
+                                this.slot.as_mut().arm(wait);
                             }
-                            ready!(this.timer.as_mut().poll_elapsed(cx));
+                            ready!(this.slot.as_mut().poll_elapsed(cx));
                             attempts.leave(parts);
-                            this.state.set(State::Rejected(claims.cut_off(parts)));
+                            this.slot.set(Slot::Rejection(claims.cut_off(parts)));
+                            this.state.set(State::Rejected);
                         }
                     }
                 }
                 StateProj::Backoff => {
-                    ready!(this.timer.as_mut().poll_elapsed(cx));
-                    this.timer.set(Timer::Idle);
+                    ready!(this.slot.as_mut().poll_elapsed(cx));
+                    this.slot.set(Slot::Empty);
                     this.state.set(State::Admit);
                 }
-                StateProj::Rejected(rejection) => {
-                    let rejection = *rejection;
+                StateProj::Rejected => {
+                    let Some(rejection) = this.slot.as_mut().rejection() else {
+                        unreachable!("a rejected call has its reason")
+                    };
                     let again = claims.retries(parts, rejection.reason());
                     match again.then(|| go_on(claims, parts, this.attempts, rejection.retry_after())).flatten() {
                         Some(wait) => {
-                            this.timer.as_mut().arm(wait);
+                            this.slot.as_mut().arm(wait);
                             this.state.set(State::Backoff);
                         }
                         None => {
@@ -251,7 +266,7 @@ impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {
             State::Readying => "readying",
             State::Running { .. } => "running",
             State::Backoff => "backoff",
-            State::Rejected(_) => "rejected",
+            State::Rejected => "rejected",
             State::Done => "done",
         };
         f.debug_struct("ResponseFuture")

@@ -13,7 +13,7 @@ use super::{
     attempts::{Again, Resend},
     core::{Claims, Core, Entry},
     future::State,
-    timer::Timer,
+    slot::Slot,
 };
 use crate::{Classify, Reason, Reject, Rejection, Rule};
 
@@ -160,7 +160,7 @@ where
                 // that is done with it.
                 let state = State::Running { attempt: claims.run(parts, |_, _| self.inner.call(req)) };
                 std::mem::forget(on_panic);
-                ResponseFuture { state, core: Core::new(held, claims), timer: Timer::Idle, attempts }
+                ResponseFuture { state, core: Core::new(held, claims), slot: Slot::Empty, attempts }
             }
             Ok(Entry::Queued) => self.queued(Core::new(held, claims), req),
             Err(rejection) => self.rejected(Core::new(held, claims), req, rejection),

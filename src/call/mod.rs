@@ -14,7 +14,7 @@ mod attempts;
 mod core;
 mod future;
 mod guarded;
-mod timer;
+mod slot;
 
 use std::{
     task::{Context, Poll},

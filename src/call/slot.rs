@@ -1,0 +1,60 @@
+//! What a call keeps beside its attempt: the timer that it waits on, or the rejection that it ends with.
+//!
+//! Never both, so they share one place. In [`State`](super::future::State) the rejection would share that of the
+//! attempt, whose own layout would then no longer be that of the state, and be copied in pieces.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use pin_project::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::Rejection;
+
+#[pin_project(project = SlotProj)]
+pub(super) enum Slot {
+    /// No timer exists until it is needed.
+    Empty,
+    /// A timer for a time that had come already. tokio's know milliseconds only and would round it up.
+    Due,
+    Timer {
+        #[pin]
+        sleep: Sleep,
+    },
+    Rejection(Rejection),
+}
+
+/// What to wait for, as seen from `now`.
+#[derive(Clone, Copy)]
+pub(super) struct Wait {
+    pub(super) now: Instant,
+    pub(super) until: Instant,
+}
+
+impl Slot {
+    /// # Panics
+    /// Outside of a tokio runtime with its timers enabled, if there is something to wait for.
+    pub(super) fn arm(mut self: Pin<&mut Self>, Wait { now, until }: Wait) {
+        self.set(if until <= now { Slot::Due } else { Slot::Timer { sleep: sleep_until(until) } });
+    }
+
+    /// Ready once the time has come; pending for ever if there is no timer.
+    #[inline]
+    pub(super) fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.project() {
+            SlotProj::Due => Poll::Ready(()),
+            SlotProj::Timer { sleep } => sleep.poll(cx),
+            SlotProj::Empty | SlotProj::Rejection(_) => Poll::Pending,
+        }
+    }
+
+    pub(super) fn rejection(self: Pin<&mut Self>) -> Option<Rejection> {
+        match self.project() {
+            SlotProj::Rejection(rejection) => Some(*rejection),
+            _ => None,
+        }
+    }
+}
