@@ -7,7 +7,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering::*},
+        atomic::{AtomicU32, AtomicU64, Ordering::*, fence},
     },
     time::Duration,
 };
@@ -61,13 +61,16 @@ fn state_of(word: Word) -> State {
 
 /// The state of a circuit breaker.
 pub struct Shared {
-    /// Published under the lock, with Release after everything that belongs to it; read by every call with Acquire.
+    /// Published under the lock, with Release after the window that belongs to it; read by every call with Acquire.
     word: AtomicU64,
+    /// Odd while the words below and the one above are being published together. A reader that wants them as one
+    /// looks before and after (a sequence lock).
+    sequence: AtomicU64,
     /// Nanoseconds at which an open circuit lets probes in, or a half-open one's lease ends.
     until: AtomicU64,
     /// `rule: 32 | measured: f32`: why it is open.
     cause: AtomicU64,
-    /// How many probes may go out; a hint that saves the lock when it is 0.
+    /// How many probes may still go out.
     free_probes: AtomicU32,
     /// `generation: 32 | failures in a row: 32`
     consecutive: Padded<AtomicU64>,
@@ -108,6 +111,7 @@ impl Shared {
         let machine = Machine::new(state);
         Self {
             word: AtomicU64::new(machine.generation() << 8 | code(state)),
+            sequence: AtomicU64::new(0),
             until: AtomicU64::new(0),
             cause: AtomicU64::new(0),
             free_probes: AtomicU32::new(0),
@@ -146,7 +150,7 @@ impl Shared {
         let refused = match state_of(seen.word) {
             State::ForcedOpen => true,
             State::Open => nanos < seen.until,
-            _ => nanos < seen.until && self.free_probes.load(Relaxed) == 0,
+            _ => nanos < seen.until && seen.free_probes == 0,
         };
         if !refused {
             let unit = self.random.unit();
@@ -160,7 +164,7 @@ impl Shared {
     }
 
     /// Builds the rejection. Takes no lock.
-    fn refusal(&self, nanos: u64, Published { word, until, cause }: Published) -> Rejection {
+    fn refusal(&self, nanos: u64, Published { word, until, cause, .. }: Published) -> Rejection {
         self.rejected[spread::slot()].0.fetch_add(1, Relaxed);
         let wait = Some(Duration::from_nanos(until.saturating_sub(nanos)));
         let (rule, measured, retry_after) = match state_of(word) {
@@ -197,12 +201,12 @@ impl Shared {
 
     /// Until when there is no admission at `now`; `None`: there is. Far ahead if only a hand can change it.
     pub(super) fn shut_until(&self, now: Instant) -> Option<Duration> {
-        let Published { word, until, .. } = self.read();
+        let Published { word, until, free_probes, .. } = self.read();
         let left = until.saturating_sub(since(self.base, now));
         match state_of(word) {
             State::ForcedOpen => Some(Duration::MAX),
             State::Open if left > 0 => Some(Duration::from_nanos(left)),
-            State::HalfOpen if left > 0 && self.free_probes.load(Relaxed) == 0 => Some(Duration::from_nanos(left)),
+            State::HalfOpen if left > 0 && free_probes == 0 => Some(Duration::from_nanos(left)),
             _ => None,
         }
     }
@@ -360,31 +364,51 @@ impl Shared {
     /// Under the lock.
     fn publish(&self, machine: &Machine, nanos: u64, changed: bool) -> Word {
         let word = machine.generation() << 8 | code(machine.state());
+        if changed && word & ASK == 0 && self.word.load(Relaxed) != word {
+            self.window.reset(nanos, machine.generation());
+        }
+        // The fence keeps the stores below from coming before the odd number; the even one, with Release, from coming
+        // before them. Only the holder of the lock writes it.
+        let sequence = self.sequence.load(Relaxed);
+        self.sequence.store(sequence + 1, Relaxed);
+        fence(Release);
         self.free_probes.store(machine.free_probes(&self.settings), Relaxed);
         if changed {
-            if word & ASK == 0 && self.word.load(Relaxed) != word {
-                self.window.reset(nanos, machine.generation());
-            }
             self.until.store(machine.until().unwrap_or(0), Relaxed);
             if let Some(cause) = machine.cause() {
                 let rule = Rule::ALL.iter().position(|rule| *rule == cause.rule).unwrap_or(0);
                 self.cause.store((rule as u64) << 32 | u64::from(cause.measured.to_bits()), Relaxed);
             }
-            // Release: whoever reads this word also sees what belongs to it.
+            // Release, for `admit`: whoever reads this word records into the window that was reset for it.
             self.word.store(word, Release);
         }
+        self.sequence.store(sequence + 2, Release);
         word
     }
 
-    /// The word and what belongs to it, as one: read again if the word has moved in between.
+    /// The words as one.
     fn read(&self) -> Published {
-        loop {
-            let word = self.word.load(Acquire);
-            // Acquire on both, so that the second look at the word cannot come before them.
-            let (until, cause) = (self.until.load(Acquire), self.cause.load(Acquire));
-            if self.word.load(Relaxed) == word {
-                return Published { word, until, cause };
+        for _ in 0..16 {
+            let sequence = self.sequence.load(Acquire);
+            let published = self.read_loosely();
+            // Keeps the second look from coming before the loads above.
+            fence(Acquire);
+            if sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence {
+                return published;
             }
+            std::hint::spin_loop();
+        }
+        // The publisher was interrupted: wait for it instead of spinning.
+        let _lock = self.lock();
+        self.read_loosely()
+    }
+
+    fn read_loosely(&self) -> Published {
+        Published {
+            word: self.word.load(Relaxed),
+            until: self.until.load(Relaxed),
+            cause: self.cause.load(Relaxed),
+            free_probes: self.free_probes.load(Relaxed),
         }
     }
 
@@ -493,6 +517,7 @@ struct Published {
     word: Word,
     until: u64,
     cause: u64,
+    free_probes: u32,
 }
 
 impl fmt::Debug for Shared {
