@@ -76,7 +76,11 @@ async fn main() -> Result<ExitCode, Box<dyn StdError>> {
         request
     }));
 
-    println!("{TASKS} client tasks, one policy, one server at {url}\n");
+    println!("{TASKS} client tasks, one policy, one server at {url}");
+    println!(
+        "A row is one second. A call counts as sent when it begins and as the rest when it ends, which may be a row later."
+    );
+    println!("The lines between are the circuit's moves.\n");
     println!("{:>47} | {:<34} |", "", "rejected because of");
     println!(
         " {:>2}  {:<8} {:>6} {:>9} {:>7} {:>8} | {:>7} {:>8} {:>8} {:>8} | circuit",

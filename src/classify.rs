@@ -48,6 +48,7 @@ impl Verdict {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot classify the response `{Res}` beside the error `{Cause}`",
     note = "a classifier is a `Fn(Result<&Response, &Error>) -> Verdict`; write the closure inside `buttress::classify::from_fn`",
+    note = "if the types look right, two versions of their crate may be in use: the preset is for reqwest 0.13",
     note = "over `policy.wrap(service)` and `policy.call` the error is the service's own; over `BoxError` it is `dyn Error + Send + Sync`"
 )]
 pub trait Classify<Res, Cause: ?Sized> {

@@ -45,7 +45,8 @@
 //!   For `reqwest` there is a preset, `Policy::reqwest`, by feature `reqwest`; for requests that are `Clone` and safe to
 //!   repeat [`Policy::cloned`]. [`Policy::plain`] sends each request once.
 //! - In a `ServiceBuilder` or an axum `Router`: [`policy.layer()`](Policy::layer), the error type stays as it is.
-//!   For a router enable feature `http`; no `HandleErrorLayer` is needed.
+//!   For a router enable feature `http`; no `HandleErrorLayer` is needed. A router never fails, so every answer, a 500
+//!   too, is a success until you judge by status: `Policy::plain("server").classify(http::ByStatus)`.
 //! - Around an async function: [`policy.call(|| …)`](Policy::call).
 //!
 //! # What a rejection tells you to do
@@ -70,7 +71,8 @@
 //! - A permit that is dropped, by cancellation or by a panic, is given back exactly once.
 //! - Nothing waits past the [`Deadline`].
 //! - Time is tokio's: `tokio::time::pause` drives every test.
-//! - Nothing on the success path allocates, locks, or logs. Transitions are logged at WARN or INFO and rejections at
+//! - Nothing on the success path logs or allocates (but for a queue while it grows), and nothing locks unless a call must
+//!   queue or a circuit is about to move. Transitions are logged at WARN or INFO and rejections at
 //!   DEBUG, under the target `buttress`.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

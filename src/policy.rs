@@ -78,7 +78,10 @@ impl Policy {
         PolicyBuilder::new(name, Cloned::default())
     }
 
-    /// For `reqwest::Client`: judges by status, honours `Retry-After`, repeats what is idempotent.
+    /// For `reqwest::Client`, by [`wrap`](Self::wrap): judges by status, honours `Retry-After`, repeats what is idempotent.
+    ///
+    /// [`call`](Self::call) repeats its closure **whatever request it makes, a POST too**: use `wrap` for what must not be
+    /// sent twice. Around a server's router use `Policy::plain(…).classify(http::ByStatus)`.
     #[cfg(feature = "reqwest")]
     #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
     pub fn reqwest(name: &'static str) -> PolicyBuilder<crate::http::Reqwest> {
@@ -88,6 +91,9 @@ impl Policy {
 
 impl<K> Policy<K> {
     /// As a tower layer. The error type of the service stays as it is; it must be able to carry a rejection.
+    ///
+    /// An axum `Router` never fails, so all its answers are successes, a 500 too, until you
+    /// [judge](PolicyBuilder::classify) by `http::ByStatus`.
     pub fn layer(&self) -> PolicyLayer<K>
     where
         PolicyParts<K>: Parts,
@@ -95,7 +101,12 @@ impl<K> Policy<K> {
         Guard::from(self.parts.clone())
     }
 
-    /// Around any service: its error `E` becomes [`Error<E>`].
+    /// Around any service: its error `E` becomes [`Error<E>`]. Over a service that has an `Error<E>` already use
+    /// [`layer`](Self::layer), so that its rejections are known as such.
+    ///
+    /// The result is a `tower::Service`; [`send`](Guarded::send) sends one request. Its type can be named:
+    /// `PolicyService<Lift<reqwest::Client>, http::Reqwest>`. A [`plain`](Policy::plain) policy sends each request once here,
+    /// with or without retry.
     pub fn wrap<S>(&self, service: S) -> PolicyService<Lift<S>, K>
     where
         PolicyParts<K>: Parts,
@@ -130,7 +141,8 @@ impl<K> Policy<K> {
 
 impl<C, R> Policy<Kind<C, R>> {
     /// Calls an async function through the policy, as often as need be. It may borrow; the attempt's number is
-    /// [`retry::current_attempt`](crate::retry::current_attempt).
+    /// [`retry::current_attempt`](crate::retry::current_attempt). With [retry](PolicyBuilder::retry) the closure is repeated
+    /// on every kind of policy: the strategy for requests has no say here.
     ///
     /// Cancel safe if the attempts are: dropped at any point, it gives everything back and starts nothing more.
     ///
@@ -151,7 +163,9 @@ impl<C, R> Policy<Kind<C, R>> {
         ResponseFuture::lazy(&*self.parts, Calls(move |_| LiftFuture { inner: f() }))
     }
 
-    /// As [`call`](Self::call), for an error that can carry the rejection itself.
+    /// As [`call`](Self::call), for an error that can carry the rejection itself. **Use it to nest**: in
+    /// `outer.call_as(|| inner.call(…))` the error stays one flat [`Error<E>`], and a rejection by `inner` is known as one;
+    /// `outer.call(|| inner.call(…))` would retry it and count it as a failure.
     ///
     /// # Errors
     /// As `call`.
@@ -291,7 +305,8 @@ impl<B, H> Part<B, H> {
     }
 }
 
-/// Builds a [`Policy`]. What is not set is not done.
+/// Builds a [`Policy`]. What is not set is not done, and nothing but [`build`](Self::build) makes a policy of it: there is
+/// no `call`, `wrap` or `layer` here.
 ///
 /// ```
 /// use buttress::{CircuitBreaker, Policy};
@@ -338,8 +353,8 @@ impl<K> PolicyBuilder<K> {
     }
 
     /// When not to ask: settings, or a [`CircuitBreaker`] to share. One that was built alone knows nothing of the
-    /// policy's times: set its [`slow_call`](CircuitBreakerBuilder::slow_call) below them, or what they cut off counts
-    /// as nothing.
+    /// policy's deadline: set its [`slow_call`](CircuitBreakerBuilder::slow_call) below that, or calls that the deadline
+    /// cuts off count as nothing. (The attempt timeout always counts as a failure.)
     pub fn circuit_breaker(mut self, breaker: impl Into<Part<CircuitBreakerBuilder, CircuitBreaker>>) -> Self {
         self.breaker = Some(breaker.into());
         self
@@ -371,18 +386,17 @@ impl<K> PolicyBuilder<K> {
         }
         Part::check(&self.retry, |retry| retry.check(&mut checks));
         Part::check(&self.breaker, |breaker| breaker.check(&mut checks));
+        Part::check(&self.breaker, |breaker| breaker.check_deadline(&mut checks, self.deadline));
         Part::check(&self.limit, |limit| limit.check(&mut checks));
         checks.finish()?;
 
         let name = self.name;
-        // So that what is cut off by either bound has outrun it, and counts as failed.
         let bound = self.timeout.into_iter().chain(self.deadline).min();
-        let slow_call = bound.map_or(Duration::from_secs(1), |bound| bound / 2);
         let parts = PolicyParts {
             name,
             deadline: self.deadline,
             retry: Part::assemble(self.retry, |retry| retry.assemble(name)),
-            breaker: Part::assemble(self.breaker, |breaker| breaker.assemble(name, slow_call)),
+            breaker: Part::assemble(self.breaker, |breaker| breaker.assemble(name, bound)),
             limit: Part::assemble(self.limit, |limit| limit.assemble(name)),
             timeout: self.timeout,
             kind: self.kind,
@@ -392,8 +406,8 @@ impl<K> PolicyBuilder<K> {
 }
 
 impl<C, R> PolicyBuilder<Kind<C, R>> {
-    /// Judges outcomes by a classifier of your own. A closure wants to be wrapped in
-    /// [`classify::from_fn`](crate::classify::from_fn), which pins its types down.
+    /// Judges outcomes by a classifier of your own. A closure whose argument's type is
+    /// not written out wants to be wrapped in [`classify::from_fn`](crate::classify::from_fn), which pins it down.
     pub fn classify<C2>(self, classify: C2) -> PolicyBuilder<Kind<C2, R>> {
         self.with_kind(|kind| kind.with_classify(classify))
     }

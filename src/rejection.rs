@@ -211,8 +211,8 @@ impl fmt::Display for Rejection {
             Rule::ProbeLease => write!(f, "{measured} of {threshold} probes answered within their lease")?,
             Rule::ProbesOut => write!(f, "all {threshold} probes are out")?,
             Rule::Forced => f.write_str("forced open")?,
-            Rule::LimitReached => write!(f, "{measured} in flight, {threshold} may be")?,
-            Rule::QueueFull => write!(f, "{measured} waiting, {threshold} may wait")?,
+            Rule::LimitReached => write!(f, "{measured} in flight, {threshold} allowed")?,
+            Rule::QueueFull => write!(f, "{measured} waiting, {threshold} allowed")?,
             Rule::MaxWait => write!(f, "waited {measured:.3} s, {threshold:.3} s is the most")?,
             Rule::AttemptTimeout => write!(f, "{measured:.3} s, {threshold:.3} s allowed")?,
             Rule::Deadline if threshold.is_nan() => f.write_str("no time left")?,
@@ -237,7 +237,8 @@ impl PartialEq for Rejection {
 
 impl Eq for Rejection {}
 
-/// An error of the service, or a rejection of ours: flat, however many layers there are.
+/// An error of the service, or a rejection of ours. Flat with layers and the `…_as` functions, however many there are;
+/// `call`, `run` and `wrap` add one level each, and take what is below, nested rejections too, for the service's own error.
 ///
 /// This is the error of [`Policy::wrap`](crate::Policy::wrap), of [`Lift`](crate::Lift) and of the plain
 /// async functions. `Display` and `source` of an error are the error's own, as if the wrapper were not there. A
@@ -285,6 +286,34 @@ impl<E> Error<E> {
         match self {
             Error::Inner(_) => None,
             Error::Rejected(rejection) => Some(rejection),
+        }
+    }
+}
+
+impl<E: From<Rejection>> Error<E> {
+    /// The service's error, with a rejection turned into one: for `anyhow::Error` and the like.
+    ///
+    /// ```
+    /// use buttress::{Error, Rejection};
+    ///
+    /// # #[derive(Debug)]
+    /// struct Report(String); // such as `anyhow::Error`
+    /// impl From<Rejection> for Report {
+    ///     fn from(rejection: Rejection) -> Self {
+    ///         Report(rejection.to_string())
+    ///     }
+    /// }
+    /// # async fn fetch() -> Result<u8, Report> { Err(Report("boom".into())) }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let policy = buttress::Policy::plain("api").build().unwrap();
+    /// let outcome: Result<u8, Report> = policy.call(|| fetch()).await.map_err(Error::merge);
+    /// # assert_eq!(outcome.unwrap_err().0, "boom");
+    /// # }
+    /// ```
+    pub fn merge(self) -> E {
+        match self {
+            Error::Inner(error) => error,
+            Error::Rejected(rejection) => rejection.into(),
         }
     }
 }
@@ -343,7 +372,8 @@ pub enum Outcome<'a, Res, Cause: ?Sized> {
     label = "a buttress layer over a service with this error has no way to say \"rejected\"",
     note = "use `policy.wrap(service)`, or put `buttress::LiftLayer` innermost: the error becomes `buttress::Error<{Self}>`",
     note = "for an enum of your own: `buttress::impl_reject!(MyError, MyError::Rejected)`",
-    note = "for an axum router (`Infallible`): enable buttress' feature `http`"
+    note = "for an axum router (`Infallible`): enable buttress' feature `http`",
+    note = "where only `oneshot` or `ready` fails to compile, call `.send(request)` instead: it tells why"
 )]
 pub trait Reject<Res>: Sized {
     /// What classifiers see of an error.

@@ -12,7 +12,8 @@ use crate::{
     call::{Given, Guard, Guarded, Inline, Never, Parts, ResponseFuture},
 };
 
-/// A time that one attempt may take, waiting in the layers below included.
+/// A time that one attempt may take, waiting in the layers below included. A handle, not itself a layer:
+/// `.layer(timeout.layer())`.
 ///
 /// Use it innermost, below retry and limits, so that it measures the service and not the queue. For the
 /// bound on a whole call with its retries use a [deadline](crate::Deadline).

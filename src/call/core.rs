@@ -154,11 +154,11 @@ impl Claims {
             self.place = Place::HELD;
         }
         self.next_wait();
-        if let Err(rejection) = self.ask_breaker(parts) {
+        let may_go_on = self.in_time(parts).and_then(|()| self.ask_breaker(parts));
+        if may_go_on.is_err() {
             self.settle_neutral(parts);
-            return Poll::Ready(Err(rejection));
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(may_go_on)
     }
 
     // ---------------------------------------------------------------- run
@@ -186,13 +186,13 @@ impl Claims {
         result
     }
 
-    /// Judges an outcome: user code too, but it sees no deadline.
-    #[inline]
-    pub(super) fn judge<P: Parts>(&mut self, parts: &P, classify: impl FnOnce(&P::Classify) -> Verdict) -> Verdict {
+    /// Runs user code that looks at the outcome or drops the attempt, and needs no deadline.
+    #[inline(always)]
+    pub(super) fn look<R>(&mut self, code: impl FnOnce() -> R) -> R {
         self.running = true;
-        let verdict = classify(parts.classify());
+        let result = code();
         self.running = false;
-        verdict
+        result
     }
 
     /// The number of the present attempt.
@@ -261,6 +261,19 @@ impl Claims {
         } else {
             outer
         }
+    }
+
+    /// After a wait, which may have ended late: nothing begins past the deadline.
+    pub(super) fn in_time<P: Parts>(&self, parts: &P) -> Result<(), Rejection> {
+        let outer = Ambient::current();
+        let deadline = if P::SCOPED { self.ambient.heeding(outer) } else { outer }.deadline;
+        if !deadline.is_started() || !is_past(deadline) {
+            return Ok(());
+        }
+        let own = parts.deadline().filter(|_| !is_past(outer.deadline));
+        let rejection = deadline_exceeded(parts.name(), own);
+        rejection.log();
+        Err(rejection)
     }
 
     /// Before something else is waited for.

@@ -108,7 +108,7 @@ where
                 StateProj::Running { attempt } => match claims.run(parts, |_, _| attempt.poll(cx)) {
                     Poll::Ready(outcome) => {
                         // A permit is held no longer than the work, and the work ends before its permit does.
-                        this.state.set(State::Done);
+                        claims.look(|| this.state.set(State::Done));
                         match settle(claims, parts, &outcome).and_then(|hint| go_on(claims, parts, this.attempts, hint))
                         {
                             None => return Poll::Ready(outcome),
@@ -194,8 +194,16 @@ where
                 }
                 StateProj::Backoff => {
                     ready!(this.slot.as_mut().poll_elapsed(cx));
-                    this.slot.set(Slot::Empty);
-                    this.state.set(State::Admit);
+                    match claims.in_time(parts) {
+                        Ok(()) => {
+                            this.slot.set(Slot::Empty);
+                            this.state.set(State::Admit);
+                        }
+                        Err(rejection) => {
+                            this.slot.set(Slot::Rejection(rejection));
+                            this.state.set(State::Rejected);
+                        }
+                    }
                 }
                 StateProj::Rejected => {
                     let Some(rejection) = this.slot.as_mut().rejection() else {
@@ -231,10 +239,14 @@ where
         claims.settle_neutral(parts);
         return None;
     }
-    let verdict = match E::inspect(outcome) {
-        Outcome::Ok(res) => claims.judge(parts, |judge| judge.classify(Ok(res))),
-        Outcome::Err(error) => claims.judge(parts, |judge| judge.classify(Err(error))),
-        Outcome::Rejected(rejection) => {
+    let judged = claims.look(|| match E::inspect(outcome) {
+        Outcome::Ok(res) => Ok(parts.classify().classify(Ok(res))),
+        Outcome::Err(error) => Ok(parts.classify().classify(Err(error))),
+        Outcome::Rejected(rejection) => Err(*rejection),
+    });
+    let verdict = match judged {
+        Ok(verdict) => verdict,
+        Err(rejection) => {
             claims.settle_rejected(parts, rejection.reason());
             return claims.retries(parts, rejection.reason()).then(|| rejection.retry_after());
         }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tower::{Layer, Service};
@@ -101,7 +101,9 @@ impl<S, H> Guarded<S, H> {
 
     /// Sends one request through a clone of this service: waits until it is ready, then calls it.
     ///
-    /// What `tower::ServiceExt::oneshot` does, with errors that name the way out when something does not fit.
+    /// What `tower::ServiceExt::oneshot` does, with errors that name the way out when something does not fit. As with any
+    /// tower service, the wait for readiness comes before the call, so no part of this guard bounds it: a service below
+    /// that may never get ready wants a deadline around this.
     ///
     /// # Errors
     /// The service's error, which is also where a rejection shows up.
@@ -139,7 +141,11 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        ready!(self.handle.poll_ready(cx));
+        if self.handle.poll_ready(cx).is_pending() {
+            // Nobody is called while this waits, so nothing stays reserved below.
+            self.unready::<Req>(self.handle.clone().local().parts());
+            return Poll::Pending;
+        }
         self.inner.poll_ready(cx)
     }
 
@@ -198,7 +204,7 @@ impl<S, H: Handle> Guarded<S, H> {
         let attempts = if core.claims.retries(core.parts(), rejection.reason()) {
             self.later(&core, req)
         } else {
-            self.unready::<Req>(&core);
+            self.unready::<Req>(core.parts());
             None
         };
         ResponseFuture::rejected(core, attempts, rejection)
@@ -209,17 +215,17 @@ impl<S, H: Handle> Guarded<S, H> {
     where
         AgainOf<H>: Again<S, Req>,
     {
-        self.unready::<Req>(core);
+        self.unready::<Req>(core.parts());
         let service = Again::<S, Req>::fresh(core.parts().again(), &self.inner)?;
         Some(Resend { service, req: Some(req) })
     }
 
     /// Gives back the readiness that `self.inner` has reserved.
-    fn unready<Req>(&mut self, core: &Core<H::Local>)
+    fn unready<Req>(&mut self, parts: &PartsOf<H>)
     where
         AgainOf<H>: Again<S, Req>,
     {
-        if let Some(fresh) = Again::<S, Req>::fresh(core.parts().again(), &self.inner) {
+        if let Some(fresh) = Again::<S, Req>::fresh(parts.again(), &self.inner) {
             self.inner = fresh;
         }
     }

@@ -14,6 +14,10 @@ use crate::{
 /// Fewer successes than this, per slot, may be counted late: a clock costs as much as a whole call.
 const UNTIMED: u64 = 8;
 
+/// Where no bound of a policy says better.
+const SLOW_CALL: Duration = Duration::from_secs(1);
+const PROBE_LEASE: Duration = Duration::from_secs(30);
+
 /// What the calls are counted over.
 #[derive(Clone, Copy, Debug)]
 enum Span {
@@ -54,7 +58,7 @@ pub(crate) type Listener = Arc<dyn Fn(&Transition) + Send + Sync>;
 /// | [`open_time`](Self::open_time) | 5 s, doubling to 60 s, equal jitter | a restart takes seconds; jitter keeps a fleet from probing in step |
 /// | [`probes`](Self::probes) | 3 | one probe is a coin toss, many are a load |
 /// | [`probe_failure_rate`](Self::probe_failure_rate) | 0.5 | two good answers of three close it |
-/// | [`probe_lease`](Self::probe_lease) | 30 s | longer than any sensible timeout, so that it only ends rounds that hang |
+/// | [`probe_lease`](Self::probe_lease) | 30 s, or twice the attempt timeout or deadline of the policy if that is longer | so that it ends only rounds in which a probe hangs |
 ///
 /// ```
 /// use buttress::{Backoff, CircuitBreaker};
@@ -76,6 +80,7 @@ pub struct CircuitBreakerBuilder {
     name: Option<&'static str>,
     span: Span,
     slow_call: Option<Duration>,
+    probe_lease: Option<Duration>,
     settings: Settings,
     state: State,
     listener: Option<Listener>,
@@ -88,20 +93,21 @@ impl Default for CircuitBreakerBuilder {
             name: None,
             span: Span::Time(Duration::from_secs(10)),
             slow_call: None,
+            probe_lease: None,
             settings: Settings {
                 name: "circuit_breaker",
                 failure_rate: Some(0.5),
                 slow_call_rate: None,
                 consecutive_failures: None,
                 min_calls: 20,
-                slow_call: Duration::from_secs(1),
+                slow_call: SLOW_CALL,
                 count_throttled: true,
                 open_time: Backoff::exponential(Duration::from_secs(5))
                     .max_delay(Duration::from_secs(60))
                     .jitter(Jitter::Equal),
                 probes: 3,
                 probe_failure_rate: 0.5,
-                probe_lease: Duration::from_secs(30),
+                probe_lease: PROBE_LEASE,
             },
             state: State::Closed,
             listener: None,
@@ -117,7 +123,8 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// Count the calls of the last `span`, which slides in tenths. The default window, and the cheaper one.
+    /// Count the calls of the last `span`, which slides in tenths. The default window, and the cheaper one. Between
+    /// 100 ms and 1 h.
     pub fn window(mut self, span: Duration) -> Self {
         self.span = Span::Time(span);
         self
@@ -194,10 +201,10 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// A round of probes that is not decided by then counts as failed, so that a probe that hangs cannot keep the
-    /// circuit half-open.
+    /// A round of probes counts as failed if one is still out by then, so that a probe that hangs cannot keep the circuit
+    /// half-open. If none is out, the next caller begins another lease.
     pub fn probe_lease(mut self, lease: Duration) -> Self {
-        self.settings.probe_lease = lease;
+        self.probe_lease = Some(lease);
         self
     }
 
@@ -228,7 +235,7 @@ impl CircuitBreakerBuilder {
         let mut checks = Checks::new("circuit_breaker");
         self.check(&mut checks);
         checks.finish()?;
-        Ok(self.assemble("circuit_breaker", Duration::from_secs(1)))
+        Ok(self.assemble("circuit_breaker", None))
     }
 
     pub(crate) fn check(&self, checks: &mut Checks) {
@@ -237,10 +244,10 @@ impl CircuitBreakerBuilder {
         let s = &self.settings;
         match self.span {
             Span::Time(span) => checks.require(
-                (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&span),
+                (Duration::from_millis(100)..=Duration::from_secs(3_600)).contains(&span),
                 "window",
                 span,
-                "must be between 1 ms and 24 h",
+                "must be between 100 ms and 1 h",
             ),
             Span::Calls(calls) => {
                 checks.count("window_calls", calls, window::MAX_SIZE, "must be between 1 and 1048575");
@@ -275,14 +282,33 @@ impl CircuitBreakerBuilder {
         checks.require(!s.open_time.is_zero(), "open_time", Duration::ZERO, "must be longer than zero");
         checks.count("probes", s.probes as usize, 1_000_000, "must be between 1 and 1000000");
         checks.rate("probe_failure_rate", s.probe_failure_rate);
-        checks.time("probe_lease", s.probe_lease);
+        if let Some(lease) = self.probe_lease {
+            checks.time("probe_lease", lease);
+        }
+    }
+
+    /// A deadline cuts calls off that no attempt timeout has: they count only if they were slow by then.
+    pub(crate) fn check_deadline(&self, checks: &mut Checks, deadline: Option<Duration>) {
+        if let (Some(slow), Some(deadline)) = (self.slow_call, deadline) {
+            checks.require(
+                slow < deadline || deadline == Duration::MAX,
+                "slow_call",
+                slow,
+                "must be shorter than policy.deadline, or calls that it cuts off count as nothing",
+            );
+        }
     }
 
     /// After the checks.
-    pub(crate) fn assemble(self, name: &'static str, slow_call: Duration) -> CircuitBreaker {
+    /// `bound` is what cuts a call off.
+    pub(crate) fn assemble(self, name: &'static str, bound: Option<Duration>) -> CircuitBreaker {
+        // So that what is cut off has outrun the one and has not yet the other.
+        let slow_call = bound.map_or(SLOW_CALL, |bound| bound / 2);
+        let probe_lease = bound.map_or(PROBE_LEASE, |bound| bound.saturating_mul(2).max(PROBE_LEASE));
         let settings = Settings {
             name: self.name.unwrap_or(name),
             slow_call: self.slow_call.unwrap_or(slow_call),
+            probe_lease: self.probe_lease.unwrap_or(probe_lease),
             ..self.settings
         };
         let window = match self.span {

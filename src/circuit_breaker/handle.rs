@@ -49,7 +49,8 @@ impl CircuitBreaker {
         CircuitBreakerBuilder::default()
     }
 
-    /// As a tower layer, where `Err` is a failure.
+    /// As a tower layer, where `Err` is a failure. A service that never fails, such as an axum `Router`, wants
+    /// [`layer_with`](Self::layer_with)`(http::ByStatus)`.
     pub fn layer(&self) -> CircuitBreakerLayer {
         self.layer_with(ByResult)
     }

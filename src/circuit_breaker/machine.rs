@@ -162,11 +162,17 @@ impl Machine {
                 let round = Phase::HalfOpen { lease_ends, issued: 1, succeeded: 0, failed: 0 };
                 (true, Some(self.enter(round)))
             }
-            Phase::HalfOpen { lease_ends, succeeded, failed, .. } if now >= *lease_ends => {
+            Phase::HalfOpen { lease_ends, issued, succeeded, failed }
+                if now >= *lease_ends && *issued > *succeeded + *failed =>
+            {
                 let cause = Cause { rule: Rule::ProbeLease, measured: (*succeeded + *failed) as f32 };
                 (false, Some(self.open(settings, now, cause, None, unit)))
             }
-            Phase::HalfOpen { issued, .. } => {
+            Phase::HalfOpen { lease_ends, issued, .. } => {
+                // No probe is out, so none hangs: a service that is rarely called takes its time.
+                if now >= *lease_ends {
+                    *lease_ends = now.saturating_add(clock::nanos(settings.probe_lease));
+                }
                 let admitted = *issued < settings.probes;
                 *issued += u32::from(admitted);
                 (admitted, None)
@@ -207,10 +213,9 @@ impl Machine {
 
     /// A probe was dropped, or says nothing: another may go.
     pub(crate) fn return_probe(&mut self, generation: u64) {
-        if let Phase::HalfOpen { issued, .. } = &mut self.phase
-            && generation == self.generation
-        {
-            *issued = issued.saturating_sub(1);
+        match &mut self.phase {
+            Phase::HalfOpen { issued, .. } if generation == self.generation => *issued = issued.saturating_sub(1),
+            _ => {}
         }
     }
 

@@ -17,9 +17,10 @@
 //! place of a timeout: a breaker only sees calls that end.
 //!
 //! What counts is told by a [classifier](crate::Classify): transient failures are failures, permanent ones show that
-//! the service is alive, rejections of our own layers say nothing (but for our own time-outs). A call that is
-//! dropped, or cut off by the deadline, counts as failed if it has outrun the slow threshold, else as nothing. A
-//! panic is a failure.
+//! the service is alive, rejections of our own layers say nothing (but for our own time-outs). A rejection is known as
+//! one where layers are stacked and by the `…_as` functions; to `call` and `wrap` an inner policy's error is an error like
+//! any other. A call that is dropped, or cut off by the deadline, counts as failed if it has outrun the slow threshold,
+//! else as nothing. A panic is a failure.
 //!
 //! Where libraries differ, this one: trips at `rate >= threshold`; calls a call slow at `duration > slow_call`; lets
 //! probes in at `now >= opened + open_time`; drops results of an earlier state; never opens because of a success;

@@ -272,10 +272,10 @@ impl Shared {
         }
         self.window.record(nanos, generation, failed, slow);
         let streak = if failed { self.extend_streak(ticket) } else { self.end_streak(ticket) };
-        if (failed || slow)
-            && state_of(ticket) != State::ForcedClosed
-            && let Some(cause) = self.broken_rule(nanos, generation, failed, slow, streak)
-        {
+        if !(failed || slow) || state_of(ticket) == State::ForcedClosed {
+            return;
+        }
+        if let Some(cause) = self.broken_rule(nanos, generation, failed, slow, streak) {
             let unit = self.random.unit();
             self.with_machine(nanos, |machine, settings| {
                 ((), machine.trip(settings, nanos, generation, cause, hint, unit))
@@ -287,7 +287,7 @@ impl Shared {
     pub(crate) fn release(&self, ticket: Word) {
         if ticket & ASK != 0 && self.word.load(Relaxed) == ticket {
             self.with_machine(0, |machine, _| (machine.return_probe(ticket >> 8), None));
-            self.moved.notify_waiters();
+            self.wake();
         }
     }
 
@@ -354,7 +354,7 @@ impl Shared {
         inner.outbox.push_back(transition);
         let tell = !std::mem::replace(&mut inner.telling, true);
         drop(inner);
-        self.moved.notify_waiters();
+        self.wake();
         if tell {
             self.tell();
         }
@@ -373,8 +373,8 @@ impl Shared {
         self.sequence.store(sequence + 1, Relaxed);
         fence(Release);
         self.free_probes.store(machine.free_probes(&self.settings), Relaxed);
+        self.until.store(machine.until().unwrap_or(0), Relaxed);
         if changed {
-            self.until.store(machine.until().unwrap_or(0), Relaxed);
             if let Some(cause) = machine.cause() {
                 let rule = Rule::ALL.iter().position(|rule| *rule == cause.rule).unwrap_or(0);
                 self.cause.store((rule as u64) << 32 | u64::from(cause.measured.to_bits()), Relaxed);
@@ -427,6 +427,12 @@ impl Shared {
         }
     }
 
+    /// Wakes services that wait in `poll_ready`. Wakers are not our code: if one panics, nothing of ours is in the middle
+    /// of anything, and whoever moved the circuit is not to blame.
+    fn wake(&self) {
+        let _ = catch_unwind(AssertUnwindSafe(|| self.moved.notify_waiters()));
+    }
+
     /// Empties the outbox, one transition after the other, outside of the lock.
     fn tell(&self) {
         loop {
@@ -436,10 +442,10 @@ impl Shared {
                 return;
             };
             drop(inner);
-            if transition.from != transition.to {
-                self.watch.send_replace(transition.to);
-            }
             // Whatever listens may panic: nothing of ours is in the middle of anything, and the next is told too.
+            if transition.from != transition.to {
+                let _ = catch_unwind(AssertUnwindSafe(|| self.watch.send_replace(transition.to)));
+            }
             let _ = catch_unwind(AssertUnwindSafe(|| log(&transition)));
             if let Some(listener) = &self.listener {
                 let _ = catch_unwind(AssertUnwindSafe(|| listener(&transition)));

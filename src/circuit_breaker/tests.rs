@@ -158,6 +158,12 @@ impl Model {
         if half_open { self.rules.probes as usize - out } else { 0 }
     }
 
+    /// Those that have neither answered nor come back.
+    fn probes_out(&self) -> usize {
+        let ended = [Entry::ProbeBack, Entry::Answered { failed: true }, Entry::Answered { failed: false }];
+        self.number(Entry::ProbeOut) - ended.map(|entry| self.number(entry)).iter().sum::<usize>()
+    }
+
     fn next_opening(&self) -> u32 {
         1 + self.moves().rev().take_while(|(to, _)| *to != State::Closed).filter(|(to, _)| *to == State::Open).count()
             as u32
@@ -200,7 +206,17 @@ impl Model {
                 self.history.push(Entry::ProbeOut);
                 (true, moved)
             }
-            State::HalfOpen if now >= self.until() => (false, self.open(now, None)),
+            State::HalfOpen if now >= self.until() && self.probes_out() > 0 => (false, self.open(now, None)),
+            State::HalfOpen if now >= self.until() && self.free_probes() > 0 => {
+                let renewed = now.saturating_add(self.rules.lease);
+                if let Some(Entry::Moved { until, .. }) =
+                    self.history.iter_mut().rfind(|entry| matches!(entry, Entry::Moved { .. }))
+                {
+                    *until = renewed;
+                }
+                self.history.push(Entry::ProbeOut);
+                (true, None)
+            }
             State::HalfOpen if self.free_probes() == 0 => (false, None),
             State::HalfOpen => {
                 self.history.push(Entry::ProbeOut);

@@ -32,7 +32,7 @@ pub(super) const MOST: usize = 1 << 30;
 #[must_use]
 pub struct ConcurrencyLimitBuilder {
     name: Option<&'static str>,
-    max_in_flight: usize,
+    max_in_flight: Option<usize>,
     max_queue: Option<usize>,
     max_wait: Option<Duration>,
 }
@@ -46,7 +46,7 @@ impl ConcurrencyLimitBuilder {
 
     /// How many calls may be in flight.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
-        self.max_in_flight = calls;
+        self.max_in_flight = Some(calls);
         self
     }
 
@@ -76,7 +76,10 @@ impl ConcurrencyLimitBuilder {
     pub(crate) fn check(&self, checks: &mut Checks) {
         checks.enter("concurrency_limit");
         checks.name(self.name);
-        checks.count("max_in_flight", self.max_in_flight, MOST, "must be set, between 1 and 2^30");
+        match self.max_in_flight {
+            Some(calls) => checks.count("max_in_flight", calls, MOST, "must be between 1 and 2^30"),
+            None => checks.require(false, "max_in_flight", format_args!("not set"), "must be set: it has no default"),
+        }
         if let Some(queue) = self.max_queue {
             checks.require(queue <= MOST, "max_queue", queue, "must be at most 2^30");
         }
@@ -87,8 +90,9 @@ impl ConcurrencyLimitBuilder {
 
     /// After the checks.
     pub(crate) fn assemble(self, name: &'static str) -> ConcurrencyLimit {
-        let max_queue = self.max_queue.unwrap_or(self.max_in_flight);
-        let shared = Shared::new(self.name.unwrap_or(name), self.max_in_flight, max_queue, self.max_wait);
+        let max_in_flight = self.max_in_flight.unwrap_or(1);
+        let max_queue = self.max_queue.unwrap_or(max_in_flight);
+        let shared = Shared::new(self.name.unwrap_or(name), max_in_flight, max_queue, self.max_wait);
         ConcurrencyLimit { shared: Arc::new(shared) }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
 /// let permit = limit.acquire().await?;
 /// assert_eq!(
 ///     limit.try_acquire().unwrap_err().to_string(),
-///     "concurrency limit `concurrency_limit` is overloaded: 1 in flight, 1 may be",
+///     "concurrency limit `concurrency_limit` is overloaded: 1 in flight, 1 allowed",
 /// );
 /// drop(permit);
 /// assert_eq!(limit.call(async { Ok::<_, std::io::Error>(42) }).await?, 42);

@@ -55,7 +55,8 @@ impl Retry {
         RetryBuilder::new(backoff)
     }
 
-    /// As a tower layer that clones requests, where `Err` is transient.
+    /// As a tower layer that clones requests, where `Err` is transient. It clones **all of them**: for requests that are
+    /// safe to repeat. [`layer_with`](Self::layer_with) takes a kind that chooses.
     pub fn layer(&self) -> RetryLayer {
         self.layer_with(Cloned::default())
     }
@@ -70,7 +71,8 @@ impl Retry {
 
     /// Runs what `attempt` makes, told the attempt's number, until it succeeds or gives up; where `Err` is transient.
     ///
-    /// Cancel safe if the attempts are: dropped during a backoff, nothing more is started.
+    /// Cancel safe if the attempts are: dropped during a backoff, nothing more is started. Over attempts that return an
+    /// [`Error<E>`] of ours use [`run_as`](Self::run_as), so that a nested rejection is known as one.
     ///
     /// # Errors
     /// The last attempt's error, unchanged; or a rejection, [`DeadlineExceeded`](Reason::DeadlineExceeded), if the

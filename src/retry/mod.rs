@@ -10,7 +10,8 @@
 //! [strategy](Repeat) cannot repeat is sent once.
 //!
 //! What is retried is told by the [classifier](crate::Classify): transient and throttled outcomes. An attempt that
-//! ran into our own time-out is; any other [rejection](crate::Rejection) of ours is not, unless
+//! ran into our own time-out is; any other [rejection](crate::Rejection) of ours is not (known as one where layers are
+//! stacked and by the `…_as` functions), unless
 //! [asked for](RetryBuilder::retry_rejected); a call that ran out of time never is. A server's hint is never undercut:
 //! if it lies past the cap or the deadline, the call ends at once. On giving up, the last outcome comes back unchanged. (A further
 //! attempt that is refused, by a circuit that has opened meanwhile, ends the call with that rejection: the outcome before

@@ -1,7 +1,13 @@
 //! A window over a time span, in ten buckets, sharded so that threads do not contend.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
     time::Duration,
 };
 
@@ -17,7 +23,7 @@ const BUCKETS: usize = 10;
 /// what it thinks. Whoever moves the window on, or resets it, retags the words that fall out: tags
 /// therefore lie close together and eight bits each tell older from newer.
 ///
-/// All accesses are `Relaxed`: a word is the unit of consistency, nothing else is published through it, and
+/// All accesses but those of `present` are `Relaxed`: a word is the unit of consistency, nothing else is published through it, and
 /// a total may miss what another thread records at that moment, as it may under any lock too.
 #[derive(Debug)]
 pub(crate) struct TimeWindow {
@@ -27,6 +33,8 @@ pub(crate) struct TimeWindow {
     untimed: u64,
     /// The newest bucket's number that anyone has seen.
     present: AtomicU64,
+    /// Held to move on after a pause as long as the span, when everything is cleared before anyone records again.
+    clearing: Mutex<()>,
     shards: Box<[Shard]>,
 }
 
@@ -76,6 +84,7 @@ impl TimeWindow {
             untimed,
             width: (clock::nanos(span) / BUCKETS as u64).max(1),
             present: AtomicU64::new(0),
+            clearing: Mutex::new(()),
             shards: std::iter::repeat_with(Shard::default).take(spread::slots()).collect(),
         }
     }
@@ -157,14 +166,24 @@ impl TimeWindow {
     /// The bucket of `now`, or the present one if `now` is behind. Whoever moves it on retags what falls out.
     fn advance(&self, now: u64, generation: u64) -> u64 {
         let bucket = now / self.width;
-        let mut seen = self.present.load(Relaxed);
-        if bucket > seen {
-            seen = self.present.fetch_max(bucket, Relaxed);
+        let mut seen = self.present.load(Acquire);
+        if bucket.saturating_sub(seen) >= BUCKETS as u64 {
+            // Everything falls out, and eight bits may no longer tell older from newer: clear it all, before anyone
+            // sees the new bucket and records into it.
+            let _one = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
+            seen = self.present.load(Relaxed);
+            if bucket.saturating_sub(seen) >= BUCKETS as u64 {
+                for passed in oldest(bucket)..=bucket {
+                    self.clear(passed, generation);
+                }
+                seen = self.present.fetch_max(bucket, Release).max(bucket);
+            }
         }
-        // After a pause as long as the span everything falls out, and eight bits may no longer tell older from newer.
-        let all = bucket.saturating_sub(seen) >= BUCKETS as u64;
-        for passed in (seen + 1).max(oldest(bucket))..=bucket {
-            if all { self.clear(passed, generation) } else { self.retag(passed, generation) }
+        if bucket > seen {
+            seen = self.present.fetch_max(bucket, Release);
+            for passed in (seen + 1).max(oldest(bucket))..=bucket {
+                self.retag(passed, generation);
+            }
         }
         bucket.max(seen)
     }

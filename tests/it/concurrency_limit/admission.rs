@@ -41,7 +41,7 @@ fn without_a_queue_a_full_limit_refuses_at_once_and_says_why() {
         let no = assert_ready_err!(way.start(&limit, async {}).poll());
         assert_eq!((no.reason(), no.rule()), (Reason::Overloaded, Rule::LimitReached), "{way:?}");
         assert_eq!((no.measured(), no.threshold(), no.retry_after()), (Some(2.0), Some(2.0), None), "{way:?}");
-        assert!(no.to_string().ends_with("is overloaded: 2 in flight, 2 may be"), "{way:?}: {no}");
+        assert!(no.to_string().ends_with("is overloaded: 2 in flight, 2 allowed"), "{way:?}: {no}");
         assert_eq!((limit.in_flight(), limit.waiting()), (2, 0), "{way:?}");
     }
 }
@@ -57,7 +57,7 @@ fn a_full_queue_refuses_at_once_and_says_why() {
         let no = assert_ready_err!(way.start(&limit, async {}).poll());
         assert_eq!((no.reason(), no.rule()), (Reason::Overloaded, Rule::QueueFull), "{way:?}");
         assert_eq!((no.measured(), no.threshold(), no.retry_after()), (Some(3.0), Some(3.0), None), "{way:?}");
-        assert!(no.to_string().ends_with("is overloaded: 3 waiting, 3 may wait"), "{way:?}: {no}");
+        assert!(no.to_string().ends_with("is overloaded: 3 waiting, 3 allowed"), "{way:?}: {no}");
     }
 }
 

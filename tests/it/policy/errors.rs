@@ -250,14 +250,14 @@ async fn a_full_limit_says_how_full() {
     let shed = ConcurrencyLimit::builder().name("db").max_in_flight(2).max_queue(0).build().unwrap();
     let _held = (shed.try_acquire().unwrap(), shed.try_acquire().unwrap());
     let no = shed.call(fine()).await.unwrap_err();
-    assert_eq!(no.to_string(), "concurrency limit `db` is overloaded: 2 in flight, 2 may be");
+    assert_eq!(no.to_string(), "concurrency limit `db` is overloaded: 2 in flight, 2 allowed");
 
     let queue = ConcurrencyLimit::builder().name("db").max_in_flight(1).max_queue(1).max_wait(ms(250)).build().unwrap();
     let _held = queue.try_acquire().unwrap();
     let mut waits = task::spawn(queue.call(fine()));
     assert_pending!(waits.poll());
     let no = queue.call(fine()).await.unwrap_err();
-    assert_eq!(no.to_string(), "concurrency limit `db` is overloaded: 1 waiting, 1 may wait");
+    assert_eq!(no.to_string(), "concurrency limit `db` is overloaded: 1 waiting, 1 allowed");
     advance(ms(250)).await;
     let no = assert_ready!(waits.poll()).unwrap_err();
     assert_eq!(no.to_string(), "concurrency limit `db` is overloaded: waited 0.250 s, 0.250 s is the most");
