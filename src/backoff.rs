@@ -11,6 +11,13 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use crate::config::Checks;
 
 /// How much of a delay is left to chance.
+///
+/// ```
+/// use buttress::{Backoff, Jitter};
+/// use std::time::Duration;
+/// let backoff = Backoff::constant(Duration::from_secs(1)).jitter(Jitter::Equal);
+/// assert_eq!(backoff.delay(1, Duration::ZERO, 0.5), Duration::from_millis(750));
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Jitter {

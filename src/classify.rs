@@ -3,6 +3,13 @@
 use std::{fmt, marker::PhantomData, time::Duration};
 
 /// What one outcome says about the service.
+///
+/// ```
+/// use buttress::Verdict;
+/// use std::time::Duration;
+/// let busy = Verdict::Throttled { retry_after: Some(Duration::from_secs(7)) };
+/// assert_eq!(busy.retry_after(), Some(Duration::from_secs(7)));
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -43,6 +50,23 @@ impl Verdict {
 }
 
 /// Judges outcomes. Any `Fn(Result<&Res, &Cause>) -> Verdict` does.
+///
+/// ```
+/// use buttress::{Classify, Verdict};
+///
+/// struct ByCode;
+///
+/// impl<Cause> Classify<u16, Cause> for ByCode {
+///     fn classify(&self, outcome: Result<&u16, &Cause>) -> Verdict {
+///         match outcome {
+///             Ok(500..) | Err(_) => Verdict::TRANSIENT,
+///             Ok(400..) => Verdict::Permanent,
+///             Ok(_) => Verdict::Success,
+///         }
+///     }
+/// }
+/// assert_eq!(ByCode.classify(Ok::<_, &()>(&404)), Verdict::Permanent);
+/// ```
 ///
 /// It runs outside every lock. If it panics, the call counts as failed and its permits are given back.
 #[diagnostic::on_unimplemented(

@@ -3,6 +3,11 @@
 use std::{error::Error as StdError, fmt, time::Duration};
 
 /// One setting that a builder refuses.
+///
+/// ```
+/// let error = buttress::ConcurrencyLimit::builder().build().unwrap_err();
+/// assert_eq!(error.problems()[0].setting, "concurrency_limit.max_in_flight");
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {

@@ -12,6 +12,19 @@ use tower::BoxError;
 use tracing::debug;
 
 /// The condition under which a call was refused or cut off.
+///
+/// ```
+/// use buttress::{Reason, Rejection};
+/// fn status(no: &Rejection) -> u16 {
+///     match no.reason() {
+///         Reason::Timeout | Reason::DeadlineExceeded => 504,
+///         _ => 503,
+///     }
+/// }
+/// # let limit = buttress::ConcurrencyLimit::builder().max_in_flight(1).build().unwrap();
+/// # let _held = limit.try_acquire();
+/// # assert_eq!(status(&limit.try_acquire().unwrap_err()), 503);
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -26,6 +39,11 @@ pub enum Reason {
 }
 
 /// The rule within the layer that decided.
+///
+/// ```
+/// use buttress::Rule;
+/// assert_eq!(Rule::FailureRate.as_str(), "failure_rate");
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
@@ -353,6 +371,12 @@ impl<E: StdError + 'static> StdError for Error<E> {
 }
 
 /// What an outcome really is, as a [`Reject`] type tells it.
+///
+/// ```
+/// use buttress::{Error, Outcome, Reject};
+/// let outcome: Result<u8, Error<&str>> = Err(Error::Inner("boom"));
+/// assert!(matches!(Error::inspect(&outcome), Outcome::Err(&"boom")));
+/// ```
 #[derive(Debug)]
 pub enum Outcome<'a, Res, Cause: ?Sized> {
     /// The service answered.
@@ -366,7 +390,35 @@ pub enum Outcome<'a, Res, Cause: ?Sized> {
 /// An error type that can carry a [`Rejection`] beside responses of type `Res`.
 ///
 /// Layers ask it of `S::Error`, so that they need no error type of their own. Implement it by
-/// [`impl_reject!`](crate::impl_reject) for an enum of yours.
+/// [`impl_reject!`](crate::impl_reject) for an enum of yours; by hand for what carries a rejection in a way of its own:
+///
+/// ```
+/// use buttress::{Outcome, Reject, Rejection};
+///
+/// #[derive(Debug)]
+/// struct Status(u16, Option<Rejection>);
+///
+/// impl<Res> Reject<Res> for Status {
+///     type Cause = Status;
+///
+///     fn reject(rejection: Rejection) -> Result<Res, Self> {
+///         Err(Status(503, Some(rejection)))
+///     }
+///
+///     fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, Status> {
+///         match outcome {
+///             Ok(res) => Outcome::Ok(res),
+///             Err(Status(_, Some(rejection))) => Outcome::Rejected(rejection),
+///             Err(status) => Outcome::Err(status),
+///         }
+///     }
+/// }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let breaker = buttress::CircuitBreaker::builder().build().unwrap();
+/// # breaker.force_open();
+/// # assert_eq!(breaker.call_as(async { Ok::<(), Status>(()) }).await.unwrap_err().0, 503);
+/// # }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "the error type `{Self}` cannot carry a rejection beside the response `{Res}`",
     label = "a buttress layer over a service with this error has no way to say \"rejected\"",

@@ -40,6 +40,12 @@ pub use shared::Shared;
 use crate::Rule;
 
 /// The state of a circuit breaker.
+///
+/// ```
+/// use buttress::{circuit_breaker::State, CircuitBreaker};
+/// let breaker = CircuitBreaker::builder().shadow().build().unwrap();
+/// assert_eq!(breaker.state(), State::Shadow);
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
@@ -73,6 +79,13 @@ impl State {
 }
 
 /// One move of a circuit breaker, as its listener hears it.
+///
+/// ```
+/// use buttress::{circuit_breaker::Transition, CircuitBreaker};
+/// let page = |t: &Transition| println!("{}: {:?} -> {:?}, {} calls refused", t.name, t.from, t.to, t.rejected);
+/// let breaker = CircuitBreaker::builder().on_transition(page).build().unwrap();
+/// breaker.force_open();
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Transition {
@@ -103,6 +116,15 @@ impl Transition {
 }
 
 /// What a circuit breaker sees at one moment.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let breaker = buttress::CircuitBreaker::builder().build().unwrap();
+/// let _ = breaker.call(async { Err::<(), _>("no") }).await;
+/// let seen = breaker.snapshot();
+/// assert_eq!((seen.calls, seen.failures, seen.failure_rate()), (1, 1, 1.0));
+/// # }
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Snapshot {

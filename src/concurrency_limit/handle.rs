@@ -175,6 +175,14 @@ impl Drop for Place<'_> {
 }
 
 /// One of the calls in flight; dropping it gives the place to the next.
+///
+/// ```
+/// let limit = buttress::ConcurrencyLimit::builder().max_in_flight(1).build().unwrap();
+/// let permit = limit.try_acquire().unwrap();
+/// assert_eq!(limit.in_flight(), 1);
+/// drop(permit);
+/// assert_eq!(limit.in_flight(), 0);
+/// ```
 #[derive(Debug)]
 #[must_use = "a permit that is dropped at once limits nothing"]
 pub struct Permit {

@@ -1,6 +1,12 @@
 //! How a request is repeated.
 
 /// A strategy to send a request again. Any `Fn(&Req) -> Option<Req>` does.
+///
+/// ```
+/// use buttress::retry::Repeat;
+/// let reads = |request: &String| request.starts_with("get ").then(|| request.clone());
+/// assert!(reads.repeat(&"get /".into()).is_some() && reads.repeat(&"post /".into()).is_none());
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not know how to repeat a `{Req}`",
     label = "this request cannot be repeated by `{Self}`",

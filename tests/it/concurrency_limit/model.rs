@@ -130,9 +130,8 @@ impl World {
     }
 
     fn grant(&mut self) {
-        while self.in_flight < self.max
-            && let Some(number) = self.line.pop_front()
-        {
+        while self.in_flight < self.max {
+            let Some(number) = self.line.pop_front() else { return };
             self.in_flight += 1;
             let member = self.members.iter_mut().find(|member| member.number == number).unwrap();
             member.place = Place::Granted(matches!(member.place, Place::Waiting(Some(_))));

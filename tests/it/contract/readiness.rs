@@ -179,9 +179,8 @@ pub async fn waits_for_the_budget(subject: Subject) {
     let poll_all = |cx: &mut Context<'_>| {
         polls += 1;
         for slot in &mut calls {
-            if let Some(call) = slot
-                && let Poll::Ready(answer) = call.as_mut().poll(cx)
-            {
+            let Some(call) = slot else { continue };
+            if let Poll::Ready(answer) = call.as_mut().poll(cx) {
                 assert_eq!(answer.expect("never refused"), 1);
                 *slot = None;
             }
