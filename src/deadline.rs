@@ -397,6 +397,6 @@ impl DeadlineLayer {
 
     /// The name that rejections and logs carry.
     pub fn name(self, name: &'static str) -> Self {
-        Guard::from(Inline(DeadlineParts { name, ..self.handle().0 }))
+        Guard::from(Inline(DeadlineParts { name, ..self.into_handle().0 }))
     }
 }

@@ -236,9 +236,7 @@ impl Claims {
     #[inline(never)]
     fn arm_for<P: Parts>(&mut self, parts: &P, time: Option<Duration>, bounded: bool, limit: Limit) -> Option<Wait> {
         self.armed = true;
-        let outer = Ambient::current();
-        let ambient = if P::SCOPED { self.ambient.heeding(outer) } else { outer };
-        let bounded = bounded && !ambient.deadline.is_none();
+        let bounded = bounded && !self.bound::<P>().is_none();
         if time.is_none() && !bounded && parts.breaker().is_none() {
             return None;
         }
@@ -252,7 +250,13 @@ impl Claims {
         Some(Wait { now, until })
     }
 
-    /// The deadline of this call, started if it has yet to.
+    /// The deadline of this call as it stands: of its own, of whoever polls it, or the earlier of both.
+    fn bound<P: Parts>(&self) -> Moment {
+        let outer = Ambient::current();
+        if P::SCOPED { self.ambient.heeding(outer).deadline } else { outer.deadline }
+    }
+
+    /// The same, started if it has yet to.
     fn deadline<P: Parts>(&mut self, now: Instant) -> Option<Instant> {
         let outer = Ambient::start_current(now);
         if P::SCOPED {
@@ -265,13 +269,11 @@ impl Claims {
 
     /// After a wait, which may have ended late: nothing begins past the deadline.
     pub(super) fn in_time<P: Parts>(&self, parts: &P) -> Result<(), Rejection> {
-        let outer = Ambient::current();
-        let deadline = if P::SCOPED { self.ambient.heeding(outer) } else { outer }.deadline;
+        let deadline = self.bound::<P>();
         if !deadline.is_started() || !is_past(deadline) {
             return Ok(());
         }
-        let own = parts.deadline().filter(|_| !is_past(outer.deadline));
-        let rejection = deadline_exceeded(parts.name(), own);
+        let rejection = out_of_time(parts);
         rejection.log();
         Err(rejection)
     }
@@ -348,9 +350,7 @@ impl Claims {
             }
             Limit::Deadline => {
                 self.settle_cut_off(parts);
-                // An outer one that is past as well is what counts, and it does not say how long it was.
-                let own = parts.deadline().filter(|_| !is_past(Ambient::current().deadline));
-                deadline_exceeded(parts.name(), own)
+                out_of_time(parts)
             }
             Limit::MaxWait => {
                 let allowed = seconds(parts.limit().and_then(|limit| limit.max_wait()));
@@ -458,6 +458,13 @@ fn cut_off_verdict(breaker: Option<&Breaker>, started: Option<Instant>) -> Verdi
         Some(breaker) if started.is_some() && breaker.is_slow(started, now()) => Verdict::TRANSIENT,
         _ => Verdict::Ignored,
     }
+}
+
+/// Names the parts' own deadline, unless an outer one is past as well: that is what counts then, and it does not say
+/// how long it was.
+fn out_of_time(parts: &impl Parts) -> Rejection {
+    let own = parts.deadline().filter(|_| !is_past(Ambient::current().deadline));
+    deadline_exceeded(parts.name(), own)
 }
 
 #[cold]

@@ -127,47 +127,32 @@ where
                         ready!(this.slot.as_mut().poll_elapsed(cx));
                         // Dropping it is the cancellation, before anyone hears of it.
                         this.state.set(State::Done);
-                        this.slot.set(Slot::Rejection(claims.cut_off(parts)));
-                        this.state.set(State::Rejected);
+                        refuse(this.state.as_mut(), this.slot.as_mut(), claims.cut_off(parts));
                     }
                 },
-                StateProj::Begin => {
-                    let next = match claims.begin(parts) {
-                        Ok(()) => State::Admit,
-                        Err(rejection) => {
-                            this.slot.set(Slot::Rejection(rejection));
-                            State::Rejected
-                        }
-                    };
-                    this.state.set(next);
-                }
-                StateProj::Admit => {
-                    let next = match claims.admit(parts) {
-                        Ok(Entry::Admitted) => State::Readying,
-                        Ok(Entry::Queued) => State::Queued,
-                        Err(rejection) => {
-                            this.slot.set(Slot::Rejection(rejection));
-                            State::Rejected
-                        }
-                    };
-                    this.state.set(next);
-                }
+                StateProj::Begin => match claims.begin(parts) {
+                    Ok(()) => this.state.set(State::Admit),
+                    Err(rejection) => refuse(this.state.as_mut(), this.slot.as_mut(), rejection),
+                },
+                StateProj::Admit => match claims.admit(parts) {
+                    Ok(Entry::Admitted) => this.state.set(State::Readying),
+                    Ok(Entry::Queued) => this.state.set(State::Queued),
+                    Err(rejection) => refuse(this.state.as_mut(), this.slot.as_mut(), rejection),
+                },
                 StateProj::Queued => match claims.poll_queue(parts, cx) {
                     Poll::Ready(Ok(())) => {
                         this.slot.set(Slot::Empty);
                         this.state.set(State::Readying);
                     }
                     Poll::Ready(Err(rejection)) => {
-                        this.slot.set(Slot::Rejection(rejection));
-                        this.state.set(State::Rejected);
+                        refuse(this.state.as_mut(), this.slot.as_mut(), rejection);
                     }
                     Poll::Pending => {
                         if let Some(wait) = claims.arm_queue(parts) {
                             this.slot.as_mut().arm(wait);
                         }
                         ready!(this.slot.as_mut().poll_elapsed(cx));
-                        this.slot.set(Slot::Rejection(claims.cut_off(parts)));
-                        this.state.set(State::Rejected);
+                        refuse(this.state.as_mut(), this.slot.as_mut(), claims.cut_off(parts));
                     }
                 },
                 StateProj::Readying => {
@@ -187,8 +172,7 @@ where
                             }
                             ready!(this.slot.as_mut().poll_elapsed(cx));
                             attempts.leave(parts);
-                            this.slot.set(Slot::Rejection(claims.cut_off(parts)));
-                            this.state.set(State::Rejected);
+                            refuse(this.state.as_mut(), this.slot.as_mut(), claims.cut_off(parts));
                         }
                     }
                 }
@@ -200,8 +184,7 @@ where
                             this.state.set(State::Admit);
                         }
                         Err(rejection) => {
-                            this.slot.set(Slot::Rejection(rejection));
-                            this.state.set(State::Rejected);
+                            refuse(this.state.as_mut(), this.slot.as_mut(), rejection);
                         }
                     }
                 }
@@ -225,6 +208,13 @@ where
             }
         }
     }
+}
+
+/// Ends the call, unless it is tried again: the reason goes into the slot, where the timer was.
+#[cold]
+fn refuse<F>(mut state: Pin<&mut State<F>>, mut slot: Pin<&mut Slot>, rejection: Rejection) {
+    slot.set(Slot::Rejection(rejection));
+    state.set(State::Rejected);
 }
 
 /// Tells the parts what the outcome says. `Some` with the server's hint if asking again may help.

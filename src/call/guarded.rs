@@ -36,17 +36,8 @@ pub struct Guard<H> {
 }
 
 impl<H> Guard<H> {
-    pub(crate) fn handle(&self) -> &H {
-        &self.handle
-    }
-
     pub(crate) fn into_handle(self) -> H {
         self.handle
-    }
-
-    /// Guards `service`.
-    pub(crate) fn over<S>(self, inner: S) -> Guarded<S, H> {
-        Guarded { inner, handle: self.handle }
     }
 }
 
@@ -60,7 +51,7 @@ impl<S, H: Handle> Layer<S> for Guard<H> {
     type Service = Guarded<S, H>;
 
     fn layer(&self, inner: S) -> Guarded<S, H> {
-        self.clone().over(inner)
+        Guarded { inner, handle: self.handle.clone() }
     }
 }
 

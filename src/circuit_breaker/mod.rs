@@ -37,7 +37,7 @@ pub use config::CircuitBreakerBuilder;
 pub use handle::{CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, Gate, Permit, WhenOpen};
 pub use shared::Shared;
 
-use crate::Rule;
+use crate::{Rule, window::rate};
 
 /// The state of a circuit breaker.
 ///
@@ -148,13 +148,13 @@ impl Snapshot {
     /// The share of failed calls; zero of none.
     #[must_use]
     pub fn failure_rate(&self) -> f64 {
-        if self.calls == 0 { 0.0 } else { self.failures as f64 / self.calls as f64 }
+        rate(self.failures, self.calls)
     }
 
     /// The share of slow calls; zero of none.
     #[must_use]
     pub fn slow_call_rate(&self) -> f64 {
-        if self.calls == 0 { 0.0 } else { self.slow_calls as f64 / self.calls as f64 }
+        rate(self.slow_calls, self.calls)
     }
 }
 

@@ -68,13 +68,10 @@ impl Budget {
 
     /// Counts a retry, if there may be one more.
     pub(crate) fn withdraw(&self, now: Instant) -> bool {
-        let Shared { window, ratio, reserve, base, withdrawing } = &*self.shared;
+        let Shared { window, base, withdrawing, .. } = &*self.shared;
         let _lock = withdrawing.lock().unwrap_or_else(PoisonError::into_inner);
         let now = since(*base, now);
-        let totals = window.totals(now, GENERATION);
-        // A hair's breadth for ratios that a float cannot hold: 0.1 of 30 is 3 retries, not 2.
-        let allowed = totals.successes as f64 * ratio + reserve + 1e-6;
-        let granted = (totals.failures + 1) as f64 <= allowed;
+        let granted = self.left(now) > 0;
         if granted {
             window.record(now, GENERATION, true, false);
         }
@@ -84,12 +81,13 @@ impl Budget {
     /// How many retries could be made at this moment.
     #[must_use]
     pub fn balance(&self) -> u64 {
-        self.balance_at(crate::clock::now())
+        self.left(since(self.shared.base, crate::clock::now()))
     }
 
-    fn balance_at(&self, now: Instant) -> u64 {
-        let Shared { window, ratio, reserve, base, .. } = &*self.shared;
-        let totals = window.totals(since(*base, now), GENERATION);
+    fn left(&self, now: u64) -> u64 {
+        let Shared { window, ratio, reserve, .. } = &*self.shared;
+        let totals = window.totals(now, GENERATION);
+        // A hair's breadth for ratios that a float cannot hold: 0.1 of 30 is 3 retries, not 2.
         let allowed = totals.successes as f64 * ratio + reserve + 1e-6;
         (allowed as u64).saturating_sub(totals.failures)
     }

@@ -34,7 +34,7 @@ impl Totals {
     }
 }
 
-fn rate(of: u64, calls: u64) -> f64 {
+pub(crate) fn rate(of: u64, calls: u64) -> f64 {
     // Counts stay far below 2^52.
     if calls == 0 { 0.0 } else { of as f64 / calls as f64 }
 }
