@@ -95,9 +95,11 @@ pub mod http;
 mod kind;
 mod lift;
 pub mod policy;
+mod queue;
 mod random;
 pub mod rejection;
 pub mod retry;
+pub mod shutdown;
 mod spread;
 pub mod timeout;
 mod window;
@@ -116,5 +118,6 @@ pub use crate::{
     policy::{Policy, PolicyBuilder, PolicyLayer, PolicyService},
     rejection::{Error, Outcome, Reason, Reject, Rejection, Rule},
     retry::{Retry, RetryBuilder, RetryLayer, RetryService},
+    shutdown::{Shutdown, ShutdownBuilder},
     timeout::{Timeout, TimeoutLayer, TimeoutService},
 };

@@ -20,6 +20,7 @@ use crate::{
     config::Checks,
     kind::{Cloned, Kind, Plain},
     lift::{Lift, LiftFuture},
+    shutdown,
     spread::Spread,
 };
 
@@ -331,12 +332,13 @@ pub struct PolicyBuilder<K = Plain> {
     breaker: Option<Part<CircuitBreakerBuilder, CircuitBreaker>>,
     limit: Option<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>,
     timeout: Option<Duration>,
+    shutdown: Option<shutdown::Handle>,
     kind: K,
 }
 
 impl<K> PolicyBuilder<K> {
     fn new(name: &'static str, kind: K) -> Self {
-        Self { name, deadline: None, retry: None, breaker: None, limit: None, timeout: None, kind }
+        Self { name, deadline: None, retry: None, breaker: None, limit: None, timeout: None, shutdown: None, kind }
     }
 
     /// How long the whole call may take, retries and waits included.
@@ -372,6 +374,14 @@ impl<K> PolicyBuilder<K> {
         self
     }
 
+    /// Once this shutdown drains, nothing waits and nothing is tried again: see
+    /// [`RetryBuilder::shutdown`] and [`ConcurrencyLimitBuilder::shutdown`]. For the parts that this policy makes; those that
+    /// were built alone keep their own.
+    pub fn shutdown(mut self, handle: &shutdown::Handle) -> Self {
+        self.shutdown = Some(handle.clone());
+        self
+    }
+
     /// The policy.
     ///
     /// # Errors
@@ -390,18 +400,28 @@ impl<K> PolicyBuilder<K> {
         Part::check(&self.limit, |limit| limit.check(&mut checks));
         checks.finish()?;
 
-        let name = self.name;
+        let (name, shutdown) = (self.name, self.shutdown.as_ref());
         let bound = self.timeout.into_iter().chain(self.deadline).min();
         let parts = PolicyParts {
             name,
             deadline: self.deadline,
-            retry: Part::assemble(self.retry, |retry| retry.assemble(name)),
+            retry: Part::assemble(self.retry, |retry| told(shutdown, retry, RetryBuilder::shutdown).assemble(name)),
             breaker: Part::assemble(self.breaker, |breaker| breaker.assemble(name, bound)),
-            limit: Part::assemble(self.limit, |limit| limit.assemble(name)),
+            limit: Part::assemble(self.limit, |limit| {
+                told(shutdown, limit, ConcurrencyLimitBuilder::shutdown).assemble(name)
+            }),
             timeout: self.timeout,
             kind: self.kind,
         };
         Ok(Policy { parts: Spread::new(parts) })
+    }
+}
+
+/// A part that knows of the shutdown, if there is one.
+fn told<B>(shutdown: Option<&shutdown::Handle>, part: B, tell: fn(B, &shutdown::Handle) -> B) -> B {
+    match shutdown {
+        Some(handle) => tell(part, handle),
+        None => part,
     }
 }
 
@@ -418,7 +438,7 @@ impl<C, R> PolicyBuilder<Kind<C, R>> {
     }
 
     fn with_kind<K2>(self, with: impl FnOnce(Kind<C, R>) -> K2) -> PolicyBuilder<K2> {
-        let Self { name, deadline, retry, breaker, limit, timeout, kind } = self;
-        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, kind: with(kind) }
+        let Self { name, deadline, retry, breaker, limit, timeout, shutdown, kind } = self;
+        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, shutdown, kind: with(kind) }
     }
 }

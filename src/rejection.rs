@@ -36,6 +36,8 @@ pub enum Reason {
     Timeout,
     /// The whole call ran out of time, or had none left when it began.
     DeadlineExceeded,
+    /// The process shuts down: nothing new is admitted, and nothing waits or is tried again.
+    ShuttingDown,
 }
 
 /// The rule within the layer that decided.
@@ -71,10 +73,14 @@ pub enum Rule {
     AttemptTimeout,
     /// The deadline of the whole call.
     Deadline,
+    /// The shutdown drains: nothing waits or is tried again.
+    Draining,
+    /// The shutdown has closed its gate: nothing new is admitted.
+    Stopping,
 }
 
 impl Rule {
-    pub(crate) const ALL: [Rule; 12] = [
+    pub(crate) const ALL: [Rule; 14] = [
         Rule::FailureRate,
         Rule::SlowCallRate,
         Rule::ConsecutiveFailures,
@@ -87,6 +93,8 @@ impl Rule {
         Rule::MaxWait,
         Rule::AttemptTimeout,
         Rule::Deadline,
+        Rule::Draining,
+        Rule::Stopping,
     ];
 
     /// The stable name that logs carry.
@@ -105,6 +113,8 @@ impl Rule {
             Rule::MaxWait => "max_wait",
             Rule::AttemptTimeout => "attempt_timeout",
             Rule::Deadline => "deadline",
+            Rule::Draining => "draining",
+            Rule::Stopping => "stopping",
         }
     }
 }
@@ -151,6 +161,18 @@ impl Rejection {
         retry_after: Option<Duration>,
     ) -> Self {
         Self { name, retry_after, measured, threshold, reason: Reason::CircuitOpen, rule }
+    }
+
+    /// By a policy that would have to wait, or to ask again.
+    #[cold]
+    pub(crate) fn draining(name: &'static str) -> Self {
+        Self::new(name, Reason::ShuttingDown, Rule::Draining, f32::NAN, f32::NAN)
+    }
+
+    /// By the gate of the shutdown.
+    pub(crate) fn stopping(name: &'static str, retry_after: Duration) -> Self {
+        let retry_after = Some(retry_after);
+        Self { retry_after, ..Self::new(name, Reason::ShuttingDown, Rule::Stopping, f32::NAN, f32::NAN) }
     }
 
     /// By reference: a rejection is not moved more often than need be.
@@ -220,6 +242,7 @@ impl fmt::Display for Rejection {
             Reason::Overloaded => write!(f, "concurrency limit `{name}` is overloaded: ")?,
             Reason::Timeout => write!(f, "attempt of `{name}` timed out: ")?,
             Reason::DeadlineExceeded => write!(f, "deadline of `{name}` exceeded: ")?,
+            Reason::ShuttingDown => write!(f, "`{name}` is shutting down: ")?,
         }
         match self.rule {
             Rule::FailureRate => write!(f, "failure rate {measured:.2} >= {threshold:.2}")?,
@@ -235,6 +258,8 @@ impl fmt::Display for Rejection {
             Rule::AttemptTimeout => write!(f, "{measured:.3} s, {threshold:.3} s allowed")?,
             Rule::Deadline if threshold.is_nan() => f.write_str("no time left")?,
             Rule::Deadline => write!(f, "no time left of {threshold:.3} s")?,
+            Rule::Draining => f.write_str("nothing waits or is tried again")?,
+            Rule::Stopping => f.write_str("nothing new is admitted")?,
         }
         match self.retry_after {
             Some(after) => write!(f, "; retry after {after:.1?}"),
@@ -499,7 +524,7 @@ impl<Res> Reject<Res> for io::Error {
         let kind = match rejection.reason {
             Reason::Timeout | Reason::DeadlineExceeded => io::ErrorKind::TimedOut,
             Reason::CircuitOpen => io::ErrorKind::ConnectionRefused,
-            Reason::Overloaded => io::ErrorKind::ResourceBusy,
+            Reason::Overloaded | Reason::ShuttingDown => io::ErrorKind::ResourceBusy,
         };
         Err(io::Error::new(kind, rejection))
     }

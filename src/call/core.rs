@@ -1,7 +1,7 @@
 //! Admit and settle: what one call holds, and how each of it is given back exactly once.
 
 use std::{
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -13,16 +13,29 @@ use crate::{
     Reason, Rejection, Rule, Verdict,
     clock::{after, nanos, now},
     deadline::{Ambient, Moment, Scope},
+    retry::Retry,
+    shutdown,
 };
 
-/// Where a call stands with the concurrency limit: nowhere, with a permit, or in the queue under a number. One word
-/// without padding; [`Claims`] says why.
+/// Where a call stands: nowhere, with a permit of the limit, in its queue under a number, or asleep in a backoff, with
+/// the number under which the shutdown knows it. One word without padding; [`Claims`] says why.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Place(u32);
 
 impl Place {
     const NONE: Place = Place(u32::MAX);
     const HELD: Place = Place(u32::MAX - 1);
+    /// Numbers of the queue are below it, those of sleepers above.
+    const ASLEEP: u32 = 1 << 31;
+
+    fn asleep(ticket: u32) -> Self {
+        Place(ticket | Self::ASLEEP)
+    }
+
+    fn sleeper(self) -> Option<u32> {
+        let asleep = self.0 & Self::ASLEEP != 0 && self != Self::NONE && self != Self::HELD;
+        asleep.then_some(self.0 & !Self::ASLEEP)
+    }
 }
 
 /// How a call came in.
@@ -150,8 +163,14 @@ impl Claims {
     /// Pending while the call waits for a permit.
     pub(super) fn poll_queue<P: Parts>(&mut self, parts: &P, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
         if let Some(limit) = parts.limit() {
-            ready!(limit.poll_queued(self.place.0, cx));
-            self.place = Place::HELD;
+            match ready!(limit.poll_queued(self.place.0, cx)) {
+                Ok(()) => self.place = Place::HELD,
+                Err(rejection) => {
+                    self.place = Place::NONE;
+                    rejection.log();
+                    return Poll::Ready(Err(rejection));
+                }
+            }
         }
         self.next_wait();
         let may_go_on = self.in_time(parts).and_then(|()| self.ask_breaker(parts));
@@ -159,6 +178,26 @@ impl Claims {
             self.settle_neutral(parts);
         }
         Poll::Ready(may_go_on)
+    }
+
+    /// In a backoff: `waker` while it lasts, `None` once it is over. An error if nothing is tried again any more.
+    pub(super) fn sleep<P: Parts>(&mut self, parts: &P, waker: Option<&Waker>) -> Result<(), Rejection> {
+        let Some(shutdown) = parts.retry().and_then(Retry::shutdown) else { return Ok(()) };
+        let sleeper = std::mem::replace(&mut self.place, Place::NONE).sleeper();
+        if let Some(waker) = waker {
+            if let Some(ticket) = shutdown.keep_waiting(sleeper, waker) {
+                self.place = Place::asleep(ticket);
+                return Ok(());
+            }
+        } else if let Some(sleeper) = sleeper {
+            shutdown.stop_waiting(sleeper);
+        }
+        if !shutdown.is_draining() {
+            return Ok(());
+        }
+        let rejection = Rejection::draining(parts.name());
+        rejection.log();
+        Err(rejection)
     }
 
     // ---------------------------------------------------------------- run
@@ -315,7 +354,7 @@ impl Claims {
         match reason {
             Reason::Timeout => self.settle(parts, Verdict::TRANSIENT),
             Reason::DeadlineExceeded => self.settle_cut_off(parts),
-            Reason::CircuitOpen | Reason::Overloaded => self.settle_neutral(parts),
+            Reason::CircuitOpen | Reason::Overloaded | Reason::ShuttingDown => self.settle_neutral(parts),
         }
     }
 
@@ -369,6 +408,9 @@ impl Claims {
         let now = now();
         let remaining = self.deadline::<P>(now).map(|deadline| deadline.saturating_duration_since(now));
         let retry = parts.retry()?;
+        if retry.shutdown().is_some_and(shutdown::Handle::is_draining) {
+            return None;
+        }
         let backoff = retry.backoff(self.attempt(), Duration::from_nanos(self.previous));
         let delay = retry.delay(backoff, hint, remaining)?;
         let until = after(now, delay);
@@ -422,6 +464,9 @@ impl<H: Holds> Drop for Core<H> {
     fn drop(&mut self) {
         let (claims, parts) = self.split();
         if claims.owing || claims.place != Place::NONE {
+            if claims.place.sleeper().is_some() {
+                let _ = claims.sleep(parts, None);
+            }
             if claims.running {
                 claims.settle(parts, Verdict::TRANSIENT);
             } else {

@@ -177,8 +177,12 @@ where
                     }
                 }
                 StateProj::Backoff => {
-                    ready!(this.slot.as_mut().poll_elapsed(cx));
-                    match claims.in_time(parts) {
+                    let waker = this.slot.as_mut().poll_elapsed(cx).is_pending().then(|| cx.waker());
+                    let goes_on = claims.sleep(parts, waker);
+                    if waker.is_some() && goes_on.is_ok() {
+                        return Poll::Pending;
+                    }
+                    match goes_on.and_then(|()| claims.in_time(parts)) {
                         Ok(()) => {
                             this.slot.set(Slot::Empty);
                             this.state.set(State::Admit);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{ConcurrencyLimit, Shared};
-use crate::{ConfigError, config::Checks};
+use crate::{ConfigError, config::Checks, shutdown};
 
 /// The most that may be in flight or wait: what a half of the shared word can count to, with room to spare.
 pub(super) const MOST: usize = 1 << 30;
@@ -35,6 +35,7 @@ pub struct ConcurrencyLimitBuilder {
     max_in_flight: Option<usize>,
     max_queue: Option<usize>,
     max_wait: Option<Duration>,
+    shutdown: Option<shutdown::Handle>,
 }
 
 impl ConcurrencyLimitBuilder {
@@ -59,6 +60,13 @@ impl ConcurrencyLimitBuilder {
     /// How long a call may wait. The deadline bounds it too.
     pub fn max_wait(mut self, time: Duration) -> Self {
         self.max_wait = Some(time);
+        self
+    }
+
+    /// Once this shutdown drains, nothing waits any more: the queue is answered with
+    /// [`ShuttingDown`](crate::Reason::ShuttingDown), and a call that finds no permit too. Those that have one go on.
+    pub fn shutdown(mut self, handle: &shutdown::Handle) -> Self {
+        self.shutdown = Some(handle.clone());
         self
     }
 
@@ -92,7 +100,9 @@ impl ConcurrencyLimitBuilder {
     pub(crate) fn assemble(self, name: &'static str) -> ConcurrencyLimit {
         let max_in_flight = self.max_in_flight.unwrap_or(1);
         let max_queue = self.max_queue.unwrap_or(max_in_flight);
-        let shared = Shared::new(self.name.unwrap_or(name), max_in_flight, max_queue, self.max_wait);
-        ConcurrencyLimit { shared: Arc::new(shared) }
+        let name = self.name.unwrap_or(name);
+        let shared = Arc::new(Shared::new(name, max_in_flight, max_queue, self.max_wait, self.shutdown));
+        shared.enlist();
+        ConcurrencyLimit { shared }
     }
 }

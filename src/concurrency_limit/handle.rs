@@ -92,16 +92,17 @@ impl ConcurrencyLimit {
         let deadline = Deadline::current().map(Deadline::instant);
         match deadline.into_iter().chain(longest).min() {
             None => granted.await,
-            Some(end) => {
-                if timeout_at(end, granted).await.is_err() {
+            Some(end) => match timeout_at(end, granted).await {
+                Ok(granted) => granted,
+                Err(_) => {
                     let rejection = self.gave_up(longest != Some(end), (now() - began).as_secs_f32());
                     rejection.log();
                     return Err(rejection);
                 }
-            }
+            },
         }
-        place.ticket = None;
-        Ok(self.permit())
+        .inspect(|()| place.ticket = None)
+        .map(|()| self.permit())
     }
 
     fn gave_up(&self, by_deadline: bool, waited: f32) -> Rejection {

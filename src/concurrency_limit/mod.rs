@@ -10,7 +10,6 @@
 
 mod config;
 mod handle;
-mod queue;
 mod shared;
 
 pub use config::ConcurrencyLimitBuilder;

@@ -4,15 +4,15 @@
 use std::{
     fmt,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::*},
     },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use super::{config::MOST, queue::Queue};
-use crate::{Reason, Rejection, Rule, spread::Padded};
+use super::config::MOST;
+use crate::{Reason, Rejection, Rule, queue::Queue, shutdown, spread::Padded};
 
 /// The state of a concurrency limit.
 pub struct Shared {
@@ -27,6 +27,7 @@ pub struct Shared {
     max_wait: Option<Duration>,
     name: &'static str,
     queue: Mutex<Queue<Waiter>>,
+    shutdown: Option<shutdown::Handle>,
 }
 
 enum Waiter {
@@ -47,7 +48,13 @@ fn waiting(word: u64) -> u32 {
 }
 
 impl Shared {
-    pub(super) fn new(name: &'static str, max_in_flight: usize, max_queue: usize, max_wait: Option<Duration>) -> Self {
+    pub(super) fn new(
+        name: &'static str,
+        max_in_flight: usize,
+        max_queue: usize,
+        max_wait: Option<Duration>,
+        shutdown: Option<shutdown::Handle>,
+    ) -> Self {
         Self {
             word: Padded::default(),
             max_in_flight: AtomicU32::new(max_in_flight.min(MOST) as u32),
@@ -55,6 +62,14 @@ impl Shared {
             max_wait,
             name,
             queue: Mutex::new(Queue::new()),
+            shutdown,
+        }
+    }
+
+    /// Has the queue woken when draining begins.
+    pub(super) fn enlist(self: &Arc<Self>) {
+        if let Some(shutdown) = &self.shutdown {
+            shutdown.enlist(self);
         }
     }
 
@@ -101,6 +116,9 @@ impl Shared {
         if waiting(self.word.0.load(Relaxed)) >= self.max_queue {
             return if self.try_acquire() { Ok(None) } else { Err(self.refusal()) };
         }
+        if self.is_draining() {
+            return if self.try_acquire() { Ok(None) } else { Err(Rejection::draining(self.name)) };
+        }
         let mut queue = self.lock();
         let mut word = self.word.0.load(Relaxed);
         loop {
@@ -119,6 +137,11 @@ impl Shared {
         }
     }
 
+    /// Whether nothing waits any more.
+    fn is_draining(&self) -> bool {
+        self.shutdown.as_ref().is_some_and(shutdown::Handle::is_draining)
+    }
+
     fn refusal(&self) -> Rejection {
         match self.max_queue {
             0 => self.limit_reached(),
@@ -135,23 +158,42 @@ impl Shared {
         Rejection::new(self.name, Reason::Overloaded, rule, measured as f32, threshold as f32)
     }
 
-    /// Ready once the permit is there; the place in the queue is given up then.
-    pub(crate) fn poll_queued(&self, ticket: u32, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once the permit is there, or nothing waits any more; the place in the queue is given up then.
+    pub(crate) fn poll_queued(&self, ticket: u32, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
         // Cloned before and dropped after the lock: wakers are not our code.
         let mut waker = Some(cx.waker().clone());
         let mut queue = self.lock();
         match queue.get_mut(ticket) {
-            Some(Waiter::Waiting(stored)) => {
+            // Asked under the lock that `wake_all` takes after it became so: either it is so, or `wake_all` wakes.
+            Some(Waiter::Waiting(stored)) if !self.is_draining() => {
                 std::mem::swap(stored, &mut waker);
                 drop(queue);
                 drop(waker);
                 Poll::Pending
             }
+            Some(Waiter::Waiting(_)) => {
+                drop(queue);
+                self.leave_queue(ticket);
+                Poll::Ready(Err(Rejection::draining(self.name)))
+            }
             _ => {
                 queue.remove(ticket);
-                Poll::Ready(())
+                Poll::Ready(Ok(()))
             }
         }
+    }
+
+    /// Wakes all that wait, to find out why.
+    #[cold]
+    pub(crate) fn wake_all(&self) {
+        let mut wakers = Vec::new();
+        let mut queue = self.lock();
+        queue.for_each(|waiter| match waiter {
+            Waiter::Waiting(waker) => wakers.extend(waker.take()),
+            Waiter::Granted => {}
+        });
+        drop(queue);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Gives up a place in the queue, with the permit if it was just granted.

@@ -1,6 +1,7 @@
 //! HTTP, by feature `http`: what a status means, `Retry-After`, and rejections as responses. Feature `reqwest` adds
 //! the preset for `reqwest::Client`.
 
+mod held;
 #[cfg(feature = "reqwest")]
 mod reqwest;
 mod response;
@@ -8,4 +9,5 @@ mod status;
 
 #[cfg(feature = "reqwest")]
 pub use self::reqwest::{Idempotent, Reqwest};
+pub use held::{Held, Hold};
 pub use status::{ByStatus, retry_after};

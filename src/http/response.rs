@@ -14,7 +14,7 @@ impl<B: Default> Reject<Response<B>> for Infallible {
     fn reject(rejection: Rejection) -> Result<Response<B>, Self> {
         let mut res = Response::new(B::default());
         *res.status_mut() = match rejection.reason() {
-            Reason::CircuitOpen | Reason::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::CircuitOpen | Reason::Overloaded | Reason::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Reason::Timeout | Reason::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         };
         if let Some(after) = rejection.retry_after() {

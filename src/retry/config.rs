@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Budget, BudgetBuilder, Retry};
-use crate::{Backoff, ConfigError, Jitter, Reason, config::Checks, random::Random};
+use crate::{Backoff, ConfigError, Jitter, Reason, config::Checks, random::Random, shutdown};
 
 /// Builds a [`Retry`], alone or as a part of a [`Policy`](crate::Policy).
 ///
@@ -31,6 +31,7 @@ pub struct RetryBuilder {
     rejected: u8,
     budget: Purse,
     seed: Option<u64>,
+    shutdown: Option<shutdown::Handle>,
 }
 
 #[derive(Clone, Debug)]
@@ -46,7 +47,7 @@ pub(super) fn bit(reason: Reason) -> u8 {
         Reason::CircuitOpen => 1,
         Reason::Overloaded => 2,
         Reason::Timeout => 4,
-        Reason::DeadlineExceeded => 0,
+        Reason::DeadlineExceeded | Reason::ShuttingDown => 0,
     }
 }
 
@@ -60,6 +61,7 @@ impl RetryBuilder {
             rejected: bit(Reason::Timeout),
             budget: Purse::Own,
             seed: None,
+            shutdown: None,
         }
     }
 
@@ -105,7 +107,8 @@ impl RetryBuilder {
         self
     }
 
-    /// Also retry what a layer of ours refused for this reason. A call that ran out of time is never retried.
+    /// Also retry what a layer of ours refused for this reason. A call that ran out of time,
+    /// or that was refused because the process shuts down, is never retried.
     pub fn retry_rejected(mut self, reason: Reason) -> Self {
         self.rejected |= bit(reason);
         self
@@ -114,6 +117,13 @@ impl RetryBuilder {
     /// Makes the jitter reproducible.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
+        self
+    }
+
+    /// Once this shutdown drains, nothing is tried again: a call returns what it has, and one that is in a backoff is answered
+    /// with [`ShuttingDown`](Reason::ShuttingDown) at once.
+    pub fn shutdown(mut self, handle: &shutdown::Handle) -> Self {
+        self.shutdown = Some(handle.clone());
         self
     }
 
@@ -149,6 +159,7 @@ impl RetryBuilder {
                 Purse::None => None,
             },
             random: Arc::new(Random::seeded(self.seed)),
+            shutdown: self.shutdown,
         }
     }
 }

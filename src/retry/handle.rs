@@ -11,6 +11,7 @@ use crate::{
     deadline::Ambient,
     kind::{Cloned, Kind, Plain},
     lift::LiftFuture,
+    shutdown,
     spread::Spread,
 };
 
@@ -37,6 +38,7 @@ pub struct Retry {
     pub(super) rejected: u8,
     pub(super) budget: Option<Budget>,
     pub(super) random: Arc<crate::random::Random>,
+    pub(super) shutdown: Option<shutdown::Handle>,
 }
 
 impl Retry {
@@ -109,6 +111,11 @@ impl Retry {
     #[inline]
     pub(crate) fn max_attempts(&self) -> u32 {
         self.max_attempts
+    }
+
+    #[inline]
+    pub(crate) fn shutdown(&self) -> Option<&shutdown::Handle> {
+        self.shutdown.as_ref()
     }
 
     /// Whether a call refused for this reason is tried again.

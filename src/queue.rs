@@ -4,7 +4,7 @@
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
-pub(super) struct Queue<T> {
+pub(crate) struct Queue<T> {
     nodes: Vec<Node<T>>,
     head: u32,
     tail: u32,
@@ -22,12 +22,12 @@ struct Node<T> {
 }
 
 impl<T> Queue<T> {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { nodes: Vec::new(), head: NONE, tail: NONE, free: NONE }
     }
 
     /// Appends and returns the member's number, which is its own until [`remove`](Self::remove).
-    pub(super) fn push_back(&mut self, value: T) -> u32 {
+    pub(crate) fn push_back(&mut self, value: T) -> u32 {
         let node = Node { value: Some(value), prev: self.tail, next: NONE, linked: true };
         let index = self.free;
         let index = if index == NONE {
@@ -46,8 +46,13 @@ impl<T> Queue<T> {
         index
     }
 
+    /// Takes the first out of the line, and its membership with it.
+    pub(crate) fn take_front(&mut self) -> Option<T> {
+        self.remove(self.head).1
+    }
+
     /// Takes the first out of the line; it stays a member.
-    pub(super) fn unlink_front(&mut self) -> Option<&mut T> {
+    pub(crate) fn unlink_front(&mut self) -> Option<&mut T> {
         let index = self.head;
         if index == NONE {
             return None;
@@ -56,12 +61,17 @@ impl<T> Queue<T> {
         self.nodes[index as usize].value.as_mut()
     }
 
-    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         self.nodes.get_mut(index as usize)?.value.as_mut()
     }
 
+    /// Visits every member, in the order of their numbers.
+    pub(crate) fn for_each(&mut self, visit: impl FnMut(&mut T)) {
+        self.nodes.iter_mut().filter_map(|node| node.value.as_mut()).for_each(visit);
+    }
+
     /// Ends the membership. `true` if it was still in the line.
-    pub(super) fn remove(&mut self, index: u32) -> (bool, Option<T>) {
+    pub(crate) fn remove(&mut self, index: u32) -> (bool, Option<T>) {
         let Some(value) = self.nodes.get_mut(index as usize).and_then(|node| node.value.take()) else {
             return (false, None);
         };
@@ -85,6 +95,12 @@ impl<T> Queue<T> {
             NONE => self.tail = prev,
             next => self.nodes[next as usize].prev = prev,
         }
+    }
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -1,0 +1,211 @@
+//! The task that takes a shutdown from one state to the next.
+
+use std::{
+    fmt,
+    future::{Future, pending, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{Arc, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use super::{
+    Force, Report, Stage, State, Trigger,
+    signal::Installed,
+    state::Shared,
+    tasks::message,
+    timing::{First, either},
+};
+use crate::clock::{after, now};
+
+/// Something to be done at the very end, on the runtime where it was registered.
+pub(super) struct Hook {
+    pub(super) name: &'static str,
+    pub(super) limit: Duration,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) run: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hook").field("name", &self.name).field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+/// Runs until the report is there, and makes one even if it is dropped before.
+pub(super) async fn drive(shared: Arc<Shared>, mut signals: Installed) {
+    let mut driver = Driver { shared, stages: Vec::new() };
+    let shared = Arc::clone(&driver.shared);
+    let listen = poll_fn(|cx: &mut Context<'_>| -> Poll<()> {
+        while let Poll::Ready(signal) = signals.poll_signal(cx) {
+            shared.signal(signal);
+        }
+        Poll::Pending
+    });
+    either(listen, driver.run()).await;
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    stages: Vec<Stage>,
+}
+
+impl Driver {
+    async fn run(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        shared.reached(State::Draining).await;
+        let Some((trigger, begun)) = shared.begun() else { unreachable!("it drains because something began it") };
+        let (plan, begun) = (&shared.plan, *begun);
+        shared.systemd.stopping(trigger, plan.total.saturating_add(plan.abort_grace));
+
+        // ## Draining
+        self.stage("lame duck", plan.lame_duck_ends(begun), pending()).await;
+
+        // ## Draining => Stopping
+        shared.stop_admitting();
+        if shared.advance(State::Stopping) {
+            let (in_flight, connections) = (shared.calls.0.count(), shared.connections.count());
+            info!(target: "buttress", in_flight, connections, "shutdown: stopping");
+        }
+        let in_time = self.stage("calls", plan.calls_end(begun), served(&shared)).await;
+        let mut later = plan.reserved;
+        for (index, phase) in shared.phases.iter().enumerate().rev() {
+            later -= phase.limit;
+            shared.stop_phase(index);
+            let ends = plan.phase_ends(begun, now(), phase.limit);
+            if !self.stage(phase.name, ends, phase.tasks.emptied()).await && shared.forced().is_none() {
+                warn!(target: "buttress", phase = phase.name, limit = ?phase.limit, "shutdown: phase is over its limit");
+                shared.tasks.abort(Some(index));
+                let join = sleep_until(plan.join_ends(begun, now(), later));
+                either(phase.tasks.emptied(), join).await;
+            }
+        }
+        // What the phases did not need, the calls may have.
+        if !in_time && !self.stage("calls", plan.ends(begun), served(&shared)).await {
+            // ## Stopping => Forced
+            shared.force(Force::Deadline);
+        }
+        self.abort().await;
+        self.run_hooks().await;
+        self.finish(begun);
+    }
+
+    /// Waits for `done` until the limit, or until it is forced. `true` if it came.
+    async fn stage(&mut self, name: &'static str, until: Instant, done: impl Future<Output = ()>) -> bool {
+        if self.shared.state() >= State::Forced {
+            return false;
+        }
+        let started = now();
+        let limited = either(done, sleep_until(until));
+        let (done, cut_short) = match either(limited, self.shared.reached(State::Forced)).await {
+            First::Left(First::Left(())) => (true, false),
+            First::Left(First::Right(())) => (false, false),
+            First::Right(()) => (false, true),
+        };
+        // The lame-duck time is there to be over.
+        let overran = if self.stages.is_empty() { cut_short } else { !done };
+        self.stages.push(Stage { name, elapsed: now().saturating_duration_since(started), overran });
+        done
+    }
+
+    /// Aborts what is left, if there is any, and waits for it a little.
+    async fn abort(&mut self) {
+        let shared = &self.shared;
+        let rooms = || shared.phases.iter().map(|phase| &phase.tasks);
+        if rooms().all(|tasks| tasks.is_empty()) && shared.forced().is_none() {
+            return;
+        }
+        shared.tasks.abort(None);
+        let all = async {
+            served(shared).await;
+            for tasks in rooms() {
+                tasks.emptied().await;
+            }
+        };
+        let started = now();
+        let joined = either(all, sleep_until(after(started, shared.plan.abort_grace))).await;
+        let overran = matches!(joined, First::Right(()));
+        let elapsed = now().saturating_duration_since(started);
+        self.stages.push(Stage { name: "abort", elapsed, overran });
+    }
+
+    async fn run_hooks(&mut self) {
+        let hooks = std::mem::take(&mut *self.shared.hooks.lock().unwrap_or_else(PoisonError::into_inner));
+        for Hook { name, limit, runtime, run } in hooks {
+            let started = now();
+            let mut task = runtime.spawn(run);
+            let overran = match either(&mut task, sleep_until(after(started, limit))).await {
+                First::Left(Ok(())) => false,
+                First::Left(Err(error)) => {
+                    let panic = error.try_into_panic().map_or_else(|error| error.to_string(), message);
+                    warn!(target: "buttress", hook = name, panic, "shutdown: hook failed");
+                    true
+                }
+                First::Right(()) => {
+                    task.abort();
+                    warn!(target: "buttress", hook = name, ?limit, "shutdown: hook is over its limit");
+                    true
+                }
+            };
+            self.stages.push(Stage { name, elapsed: now().saturating_duration_since(started), overran });
+        }
+    }
+
+    fn finish(&mut self, begun: Instant) {
+        let shared = &self.shared;
+        let (tasks, forgotten) = shared.tasks.report(&shared.phases);
+        let listed = |map: &std::collections::BTreeMap<&'static str, usize>| -> Vec<_> {
+            map.iter().map(|(name, count)| (*name, *count)).collect()
+        };
+        let cut = listed(&shared.cut());
+        let left = shared.calls.0.count();
+        let lost = left + cut.iter().map(|(_, count)| count).sum::<usize>();
+        let report = Report {
+            reason: shared.begun().map_or(Trigger::Forced, |(trigger, _)| trigger.clone()),
+            forced: shared.forced(),
+            elapsed: now().saturating_duration_since(begun),
+            stages: std::mem::take(&mut self.stages),
+            drained: shared.closed_on().saturating_sub(lost),
+            // Relaxed: a count.
+            rejected: shared.rejected.load(std::sync::atomic::Ordering::Relaxed),
+            cut,
+            left,
+            guards: listed(&shared.guards()),
+            connections_cut: shared.connections_cut(),
+            tasks,
+            forgotten,
+        };
+        if report.is_clean() {
+            info!(target: "buttress", "{report}");
+        } else {
+            warn!(target: "buttress", "{report}");
+        }
+        shared.finish(report);
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.shared.state() != State::Done {
+            // Its runtime goes away, and whoever waits for the report must not do so for ever.
+            self.shared.force(Force::RuntimeGone);
+            let begun = self.shared.begun().map_or_else(now, |(_, begun)| *begun);
+            // No panic out of a drop: a subscriber of `tracing` is not our code.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.finish(begun)));
+        }
+    }
+}
+
+/// Everything that was accepted is answered. Cancel safe.
+async fn served(shared: &Shared) {
+    shared.listeners.close();
+    shared.listeners.emptied().await;
+    // Not before: what a listener sweeps from its backlog still comes in.
+    shared.connections.close();
+    shared.connections.emptied().await;
+    shared.calls.0.emptied().await;
+}

@@ -1,0 +1,112 @@
+//! [`Shutdown::main`]: a process that ends on time, whatever holds it.
+
+use std::{fmt, future::Future, process::ExitCode, sync::mpsc::channel, thread, time::Duration};
+
+use tokio::runtime::Runtime;
+use tower::BoxError;
+
+use super::{Report, Shutdown, ShutdownBuilder, Signals};
+
+/// How long `main` may go on after the report is there.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+impl Shutdown {
+    /// Runs a whole process: makes a multi-threaded runtime, listens to the signals, runs what `run` returns, and ends the
+    /// process on time with the report's [exit code](Report::exit_code) and the report on standard error.
+    ///
+    /// Signals and the shutdown's driver live on a thread and a runtime of their own. So neither a task that never yields
+    /// nor a `spawn_blocking` that never returns can keep a signal from being heard, the report from being made, or
+    /// the process from ending: if `run` is not done a second after the report, the process ends without it.
+    ///
+    /// ```no_run
+    /// use buttress::{Shutdown, shutdown::Signals};
+    /// use std::{process::ExitCode, time::Duration};
+    ///
+    /// fn main() -> ExitCode {
+    ///     let builder = Shutdown::builder().phase("workers", Duration::from_secs(5));
+    ///     Shutdown::main(builder, Signals::default(), |shutdown| async move {
+    ///         shutdown.handle().spawn("workers", "mailer", |cx| async move { cx.stopping().await })?;
+    ///         Ok(shutdown.wait().await)
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Exit code 1, with the reason on standard error, if the runtime or the signals cannot be had, a setting is out of its
+    /// range, or `run` fails. What `run` has spawned until then is aborted.
+    pub fn main<F, Fut>(builder: ShutdownBuilder, signals: Signals, run: F) -> ExitCode
+    where
+        F: FnOnce(Shutdown) -> Fut,
+        Fut: Future<Output = Result<Report, BoxError>>,
+    {
+        match Runtime::new() {
+            Ok(runtime) => Self::main_on(runtime, builder, signals, run),
+            Err(error) => failed(&error),
+        }
+    }
+
+    /// As [`main`](Self::main), on a runtime of yours.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn main_on<F, Fut>(runtime: Runtime, builder: ShutdownBuilder, signals: Signals, run: F) -> ExitCode
+    where
+        F: FnOnce(Shutdown) -> Fut,
+        Fut: Future<Output = Result<Report, BoxError>>,
+    {
+        let shutdown = match watchdog(builder, signals) {
+            Ok(shutdown) => shutdown,
+            Err(error) => return failed(&error),
+        };
+        let outcome = runtime.block_on(async { run(shutdown).await });
+        // What blocks is left behind: the process ends now.
+        runtime.shutdown_background();
+        match outcome {
+            Ok(report) => end(&report),
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+/// Makes the shutdown on a thread of its own, which ends the process if nobody else does.
+fn watchdog(builder: ShutdownBuilder, signals: Signals) -> Result<Shutdown, BoxError> {
+    let (built, shutdown) = channel();
+    thread::Builder::new().name("buttress-shutdown".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(built.send(Err(error.into()))),
+        };
+        let report = {
+            let _here = runtime.enter();
+            let shutdown = builder.signals(signals).map_err(BoxError::from).and_then(|builder| Ok(builder.build()?));
+            let wait = shutdown.as_ref().map(|shutdown| shutdown.handle().wait()).ok();
+            // Whoever waits for it is there: it is the thread that spawned this one.
+            drop(built.send(shutdown));
+            wait.map(|wait| runtime.block_on(wait))
+        };
+        if let Some(report) = report {
+            // Nobody sends: it waits, and nothing wakes it early.
+            let (_open, never) = channel::<()>();
+            let _ = never.recv_timeout(FAREWELL);
+            std::process::exit(say(&report));
+        }
+    })?;
+    shutdown.recv().map_err(|_| "the thread of the shutdown panicked")?
+}
+
+fn failed(error: &dyn fmt::Display) -> ExitCode {
+    eprintln!("Error: {error}");
+    ExitCode::FAILURE
+}
+
+fn end(report: &Report) -> ExitCode {
+    // Exit codes are bytes; a signal's number and 128 fit.
+    ExitCode::from(u8::try_from(say(report)).unwrap_or(1))
+}
+
+/// Reports once, and returns the exit code.
+fn say(report: &Report) -> i32 {
+    eprintln!("{report}");
+    report.exit_code()
+}

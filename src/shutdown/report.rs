@@ -1,0 +1,222 @@
+//! What came of a shutdown.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use super::{Force, Trigger};
+
+/// How a task ended.
+///
+/// ```
+/// use buttress::shutdown::TaskOutcome;
+/// assert!(TaskOutcome::Ok.is_ok() && !TaskOutcome::Aborted.is_ok());
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskOutcome {
+    /// It returned.
+    Ok,
+    /// It returned an error, with this text.
+    Err(String),
+    /// It panicked, with this message: when it was made, polled or dropped.
+    Panicked(String),
+    /// It had to be aborted.
+    Aborted,
+    /// It was aborted and went on all the same: it does not yield.
+    Unabortable,
+}
+
+impl TaskOutcome {
+    /// Whether it returned without an error.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        *self == TaskOutcome::Ok
+    }
+}
+
+impl fmt::Display for TaskOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TaskOutcome::Ok => f.write_str("ended"),
+            TaskOutcome::Err(error) => write!(f, "failed: {error}"),
+            TaskOutcome::Panicked(message) => write!(f, "panicked: {message}"),
+            TaskOutcome::Aborted => f.write_str("did not stop in time and was aborted"),
+            TaskOutcome::Unabortable => f.write_str("did not stop in time, and not when aborted either"),
+        }
+    }
+}
+
+/// How one task of a shutdown ended.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use std::time::Duration;
+/// let shutdown = buttress::Shutdown::builder().phase("workers", Duration::from_secs(5)).build()?;
+/// shutdown.handle().spawn("workers", "mailer", |_| std::future::pending::<()>())?;
+/// shutdown.handle().trigger("deploy");
+/// let report = shutdown.wait().await;
+/// assert_eq!(report.tasks[0].to_string(), "task `mailer` of phase `workers` did not stop in time and was aborted");
+/// # Ok(()) }
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskReport {
+    /// Its phase.
+    pub phase: &'static str,
+    /// Its name.
+    pub name: Cow<'static, str>,
+    /// How it ended.
+    pub outcome: TaskOutcome,
+    /// How often it was restarted.
+    pub restarts: u32,
+    /// Whether its end is the end of the process.
+    pub critical: bool,
+    /// Whether it ended before draining began.
+    pub early: bool,
+}
+
+impl TaskReport {
+    /// Whether it makes the [exit code](Report::exit_code) 1: it did not stop in time, or failed while that mattered.
+    /// What is not critical may fail while the process runs.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        !self.outcome.is_ok() && (self.critical || !self.early)
+    }
+}
+
+impl fmt::Display for TaskReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task `{}` of phase `{}` {}", self.name, self.phase, self.outcome)?;
+        match self.restarts {
+            0 => Ok(()),
+            1 => f.write_str(", after 1 restart"),
+            n => write!(f, ", after {n} restarts"),
+        }
+    }
+}
+
+/// One step of a shutdown: `lame duck`, `calls`, each phase by its name, `abort`, and each hook by its name.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let shutdown = buttress::Shutdown::builder().build()?;
+/// shutdown.handle().trigger("deploy");
+/// let report = shutdown.wait().await;
+/// assert_eq!(report.stages[0].name, "lame duck");
+/// assert_eq!(report.stages[0].elapsed.as_secs(), 5);
+/// # Ok(()) }
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// What was waited for.
+    pub name: &'static str,
+    /// For how long.
+    pub elapsed: Duration,
+    /// Whether it was over its limit, or cut short.
+    pub overran: bool,
+}
+
+/// What came of a shutdown: what began it, how long each step took, and what did not stop.
+///
+/// Its `Display` is worth logging: one line if all went well, else one more for everything that did not.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let shutdown = buttress::Shutdown::builder().build()?;
+/// shutdown.handle().trigger("deploy");
+/// let report = shutdown.wait().await;
+/// assert!(report.is_clean());
+/// assert_eq!(report.exit_code(), 0);
+/// assert_eq!(report.to_string(), "shutdown by deploy: clean in 5.0s (lame duck 5.0s); calls: 0 drained, 0 rejected");
+/// # Ok(()) }
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What began it.
+    pub reason: Trigger,
+    /// What forced it, if it was.
+    pub forced: Option<Force>,
+    /// From the trigger to the end.
+    pub elapsed: Duration,
+    /// Its steps, in their order.
+    pub stages: Vec<Stage>,
+    /// How many of the calls and guards that were in flight when the gate closed came to their end.
+    pub drained: usize,
+    /// How many calls were refused since.
+    pub rejected: u64,
+    /// How many calls were dropped because it was forced, by the [name of their layer](super::InFlightLayer::named).
+    pub cut: Vec<(&'static str, usize)>,
+    /// How many calls and guards were still in flight at the end.
+    pub left: usize,
+    /// The guards among them, by name.
+    pub guards: Vec<(&'static str, usize)>,
+    /// How many connections were there to be cut when it was forced.
+    pub connections_cut: usize,
+    /// All tasks that were ever spawned, but for those below.
+    pub tasks: Vec<TaskReport>,
+    /// How many that had ended early are not in `tasks`: the oldest are forgotten when there are more than a thousand.
+    pub forgotten: u64,
+}
+
+impl Report {
+    /// Whether everything ended by itself, in time and without failing.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.exit_code() == 0
+    }
+
+    /// 0 if it is clean; 128 and the signal's number if a second signal forced it; else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        if let Some(Force::Signal(signal)) = self.forced {
+            return 128 + signal.number();
+        }
+        let failed = self.forced.is_some()
+            || self.left > 0
+            || self.stages.iter().any(|stage| stage.overran)
+            || self.tasks.iter().any(TaskReport::is_failure);
+        i32::from(failed)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, elapsed, drained, rejected, .. } = self;
+        write!(f, "shutdown by {reason}: ")?;
+        match self.forced {
+            Some(by) => write!(f, "forced by {by}, after {elapsed:.1?}")?,
+            None if self.is_clean() => write!(f, "clean in {elapsed:.1?}")?,
+            None => write!(f, "not clean, in {elapsed:.1?}")?,
+        }
+        let mut separator = " (";
+        for stage in &self.stages {
+            if stage.elapsed.is_zero() && !stage.overran {
+                continue;
+            }
+            let over = if stage.overran { ", not over" } else { "" };
+            write!(f, "{separator}{} {:.1?}{over}", stage.name, stage.elapsed)?;
+            separator = "; ";
+        }
+        if separator == "; " {
+            f.write_str(")")?;
+        }
+        write!(f, "; calls: {drained} drained, {rejected} rejected")?;
+        if self.left > 0 {
+            write!(f, ", {} left", self.left)?;
+        }
+        if self.connections_cut > 0 {
+            write!(f, "; {} connections cut", self.connections_cut)?;
+        }
+        for (name, count) in &self.cut {
+            write!(f, "\n  {count} of `{name}` did not end in time and were dropped")?;
+        }
+        for (name, count) in &self.guards {
+            write!(f, "\n  {count} of guard `{name}` did not end and are still held")?;
+        }
+        for task in self.tasks.iter().filter(|task| task.is_failure()) {
+            write!(f, "\n  {task}")?;
+        }
+        Ok(())
+    }
+}
