@@ -13,8 +13,9 @@ use std::{
     time::Duration,
 };
 
-use buttress::{Backoff, CircuitBreaker, ConcurrencyLimit, Policy, Retry, Timeout, circuit_breaker::State};
+use buttress::{Backoff, CircuitBreaker, ConcurrencyLimit, Policy, Retry, Shutdown, Timeout, circuit_breaker::State};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder,
     retry::budget::{Budget, TpsBudget},
@@ -98,6 +99,42 @@ impl<T, E> tower::retry::Policy<u64, T, E> for TowerRetry {
 
 fn tower_retry() -> TowerRetry {
     TowerRetry(std::sync::Arc::new(TpsBudget::default()))
+}
+
+/// A service whose calls are tracked as one would by hand.
+struct Tracked<S> {
+    inner: S,
+    tracker: TaskTracker,
+}
+
+struct TrackedFuture<F> {
+    inner: F,
+    _token: TaskTrackerToken,
+}
+
+impl<S: Service<u64, Future: Unpin>> Service<u64> for Tracked<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = TrackedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, req: u64) -> Self::Future {
+        let token = self.tracker.token();
+        TrackedFuture { inner: self.inner.call(req), _token: token }
+    }
+}
+
+impl<F: Future + Unpin> Future for TrackedFuture<F> {
+    type Output = F::Output;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        Pin::new(&mut self.inner).poll(cx)
+    }
 }
 
 /// One call, polled until it is answered.
@@ -198,6 +235,13 @@ fn layers(c: &mut Criterion) {
     let mut holder = tower_full.clone();
     assert!(holder.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready());
     bench(&mut group, "tower, shedding", tower::load_shed::LoadShed::new(tower_full), false);
+    group.finish();
+
+    // Counting calls, so that a shutdown can wait for them. tower has none; tokio-util's tracker is what one would take.
+    let mut group = c.benchmark_group("in flight");
+    let shutdown = runtime.block_on(async { Shutdown::builder().build() }).unwrap();
+    bench(&mut group, "ours", shutdown.handle().layer().layer(AtOnce), true);
+    bench(&mut group, "tokio-util's TaskTracker", Tracked { inner: AtOnce, tracker: TaskTracker::new() }, true);
     group.finish();
 
     let mut group = c.benchmark_group("whole policy");

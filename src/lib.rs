@@ -16,6 +16,7 @@
 //! | the service is down, and asking makes it worse | [`CircuitBreaker`] |
 //! | too many at once make everything slow | [`ConcurrencyLimit`] |
 //! | all of that | [`Policy`] |
+//! | a deploy costs requests, or hangs | [`Shutdown`] |
 //!
 //! # A first policy
 //!
@@ -57,11 +58,13 @@
 //! | [`Overloaded`](Reason::Overloaded) | too many calls are in flight on this side | shed: answer 503, slow down whoever sends |
 //! | [`Timeout`](Reason::Timeout) | one attempt was cut off | it may have taken effect; retry has done what it may |
 //! | [`DeadlineExceeded`](Reason::DeadlineExceeded) | the whole call ran out of time | give up, as your caller has |
+//! | [`ShuttingDown`](Reason::ShuttingDown) | this process stops, and begins nothing | answer 503: another instance takes it |
 //!
 //! # Features
 //!
 //! None is on by default, and all patterns are there without any. `http`: judging responses by status, `Retry-After`,
-//! rejections as responses for axum. `reqwest`: the preset for `reqwest::Client`.
+//! rejections as responses for axum. `reqwest`: the preset for `reqwest::Client`. `signal` and `serve`: signals and an HTTP server
+//! for [graceful shutdown](shutdown).
 //!
 //! # What to rely on
 //!
@@ -77,7 +80,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(all(doctest, feature = "reqwest"))]
+#[cfg(all(doctest, feature = "reqwest", feature = "serve", feature = "signal"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 

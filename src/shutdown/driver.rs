@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Future, pending, poll_fn},
+    future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, PoisonError},
@@ -22,11 +22,12 @@ use super::{
 };
 use crate::clock::{after, now};
 
-/// Something to be done at the very end, on the runtime where it was registered.
+/// Something to be done at the very end.
 pub(super) struct Hook {
     pub(super) name: &'static str,
     pub(super) limit: Duration,
-    pub(super) runtime: tokio::runtime::Handle,
+    /// `None`: on that of the driver.
+    pub(super) runtime: Option<tokio::runtime::Handle>,
     pub(super) run: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -63,7 +64,10 @@ impl Driver {
         shared.systemd.stopping(trigger, plan.total.saturating_add(plan.abort_grace));
 
         // ## Draining
-        self.stage("lame duck", plan.lame_duck_ends(begun), pending()).await;
+        if !plan.lame_duck.is_zero() {
+            // The time is there to pass: it is over its limit only if it is cut short.
+            self.stage("lame duck", plan.ends(begun), sleep_until(plan.lame_duck_ends(begun))).await;
+        }
 
         // ## Draining => Stopping
         shared.stop_admitting();
@@ -101,14 +105,8 @@ impl Driver {
         }
         let started = now();
         let limited = either(done, sleep_until(until));
-        let (done, cut_short) = match either(limited, self.shared.reached(State::Forced)).await {
-            First::Left(First::Left(())) => (true, false),
-            First::Left(First::Right(())) => (false, false),
-            First::Right(()) => (false, true),
-        };
-        // The lame-duck time is there to be over.
-        let overran = if self.stages.is_empty() { cut_short } else { !done };
-        self.stages.push(Stage { name, elapsed: now().saturating_duration_since(started), overran });
+        let done = matches!(either(limited, self.shared.reached(State::Forced)).await, First::Left(First::Left(())));
+        self.stages.push(Stage { name, elapsed: now().saturating_duration_since(started), overran: !done });
         done
     }
 
@@ -137,7 +135,10 @@ impl Driver {
         let hooks = std::mem::take(&mut *self.shared.hooks.lock().unwrap_or_else(PoisonError::into_inner));
         for Hook { name, limit, runtime, run } in hooks {
             let started = now();
-            let mut task = runtime.spawn(run);
+            let mut task = match runtime {
+                Some(runtime) => runtime.spawn(run),
+                None => tokio::spawn(run),
+            };
             let overran = match either(&mut task, sleep_until(after(started, limit))).await {
                 First::Left(Ok(())) => false,
                 First::Left(Err(error)) => {

@@ -191,10 +191,10 @@ impl fmt::Display for Report {
         }
         let mut separator = " (";
         for stage in &self.stages {
-            if stage.elapsed.is_zero() && !stage.overran {
+            if stage.elapsed < Duration::from_millis(1) && !stage.overran {
                 continue;
             }
-            let over = if stage.overran { ", not over" } else { "" };
+            let over = if stage.overran { ", overran" } else { "" };
             write!(f, "{separator}{} {:.1?}{over}", stage.name, stage.elapsed)?;
             separator = "; ";
         }

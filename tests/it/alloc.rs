@@ -15,7 +15,7 @@ use std::{
 
 use buttress::{
     CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Lift, Policy, Rejection, Retry, Rule,
-    Timeout, Verdict, circuit_breaker::State,
+    Shutdown, Timeout, Verdict, circuit_breaker::State,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
@@ -167,6 +167,21 @@ impl Service<u64> for Slow {
 }
 
 // ---------------------------------------------------------------- answers
+
+#[test]
+fn counting_a_call_for_the_shutdown_allocates_nothing_nor_does_refusing_it() {
+    let runtime = runtime();
+    let shutdown = runtime.block_on(async { Shutdown::builder().build() }).unwrap();
+    let handle = shutdown.handle();
+    let mut service = handle.layer().layer(Echo);
+    allocates_nothing(|| assert!(matches!(ask(&mut service), Ok(7))));
+    assert_eq!(handle.in_flight(), 0);
+    handle.force();
+    allocates_nothing(|| {
+        let refused = ask(&mut service).unwrap_err();
+        assert_eq!(refused.rejection().map(Rejection::rule), Some(Rule::Stopping));
+    });
+}
 
 /// Each layer of the crate over the service, and the whole policy, lent to `$check`.
 macro_rules! for_each_layer {
