@@ -183,14 +183,15 @@ impl Claims {
     /// In a backoff: `waker` while it lasts, `None` once it is over. An error if nothing is tried again any more.
     pub(super) fn sleep<P: Parts>(&mut self, parts: &P, waker: Option<&Waker>) -> Result<(), Rejection> {
         let Some(shutdown) = parts.retry().and_then(Retry::shutdown) else { return Ok(()) };
-        let sleeper = std::mem::replace(&mut self.place, Place::NONE).sleeper();
-        if let Some(waker) = waker {
-            if let Some(ticket) = shutdown.keep_waiting(sleeper, waker) {
-                self.place = Place::asleep(ticket);
-                return Ok(());
+        match waker {
+            Some(waker) => {
+                let sleeper = std::mem::replace(&mut self.place, Place::NONE).sleeper();
+                if let Some(sleeper) = shutdown.keep_waiting(sleeper, waker) {
+                    self.place = Place::asleep(sleeper);
+                    return Ok(());
+                }
             }
-        } else if let Some(sleeper) = sleeper {
-            shutdown.stop_waiting(sleeper);
+            None => self.stop_sleeping(parts),
         }
         if !shutdown.is_draining() {
             return Ok(());
@@ -198,6 +199,16 @@ impl Claims {
         let rejection = Rejection::draining(parts.name());
         rejection.log();
         Err(rejection)
+    }
+
+    #[cold]
+    fn stop_sleeping<P: Parts>(&mut self, parts: &P) {
+        if let (Some(sleeper), Some(retry)) = (self.place.sleeper(), parts.retry()) {
+            self.place = Place::NONE;
+            if let Some(shutdown) = retry.shutdown() {
+                shutdown.stop_waiting(sleeper);
+            }
+        }
     }
 
     // ---------------------------------------------------------------- run
@@ -464,9 +475,7 @@ impl<H: Holds> Drop for Core<H> {
     fn drop(&mut self) {
         let (claims, parts) = self.split();
         if claims.owing || claims.place != Place::NONE {
-            if claims.place.sleeper().is_some() {
-                let _ = claims.sleep(parts, None);
-            }
+            claims.stop_sleeping(parts);
             if claims.running {
                 claims.settle(parts, Verdict::TRANSIENT);
             } else {

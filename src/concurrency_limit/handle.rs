@@ -90,7 +90,7 @@ impl ConcurrencyLimit {
         let began = now();
         let longest = self.shared.max_wait().map(|wait| after(began, wait));
         let deadline = Deadline::current().map(Deadline::instant);
-        match deadline.into_iter().chain(longest).min() {
+        let granted = match deadline.into_iter().chain(longest).min() {
             None => granted.await,
             Some(end) => match timeout_at(end, granted).await {
                 Ok(granted) => granted,
@@ -100,9 +100,10 @@ impl ConcurrencyLimit {
                     return Err(rejection);
                 }
             },
-        }
-        .inspect(|()| place.ticket = None)
-        .map(|()| self.permit())
+        };
+        // The place is given up, granted or not.
+        place.ticket = None;
+        granted.map(|()| self.permit())
     }
 
     fn gave_up(&self, by_deadline: bool, waited: f32) -> Rejection {

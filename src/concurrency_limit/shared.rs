@@ -112,12 +112,12 @@ impl Shared {
     /// Takes a permit (`None`) or a place in the queue (`Some`), or tells why not.
     #[cold]
     pub(crate) fn enqueue(&self) -> Result<Option<u32>, Rejection> {
+        if self.is_draining() {
+            return if self.try_acquire() { Ok(None) } else { Err(Rejection::draining(self.name)) };
+        }
         // Refusing takes no lock.
         if waiting(self.word.0.load(Relaxed)) >= self.max_queue {
             return if self.try_acquire() { Ok(None) } else { Err(self.refusal()) };
-        }
-        if self.is_draining() {
-            return if self.try_acquire() { Ok(None) } else { Err(Rejection::draining(self.name)) };
         }
         let mut queue = self.lock();
         let mut word = self.word.0.load(Relaxed);

@@ -10,8 +10,8 @@ use pin_project::pin_project;
 
 /// What a [`Held`] body holds: dropped with the body, or told of its end.
 pub trait Hold {
-    /// The body has come to its end by itself, or failed.
-    fn end(self);
+    /// The body has come to its end by itself, or failed. It may be held for a while yet.
+    fn end(&mut self);
 }
 
 /// A response body that holds `G` until it ends or is dropped: a call is not over when its headers are sent.
@@ -63,13 +63,16 @@ impl<B: Body, G: Hold> Body for Held<B, G> {
     type Error = B::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let this = self.project();
-        let frame = ready!(this.body.poll_frame(cx));
-        // Not before the end is polled for: a frame that was handed out is still to be sent.
-        if !matches!(frame, Some(Ok(_))) {
-            if let Some(hold) = this.hold.take() {
-                hold.end();
-            }
+        let mut this = self.project();
+        let frame = ready!(this.body.as_mut().poll_frame(cx));
+        let goes_on = matches!(frame, Some(Ok(_)));
+        // Whoever takes a body need not ask once more when it says that it is at its end.
+        if !goes_on || this.body.is_end_stream() {
+            this.hold.iter_mut().for_each(G::end);
+        }
+        // After a frame it is held on to: what was handed out is still to be sent.
+        if !goes_on {
+            *this.hold = None;
         }
         Poll::Ready(frame)
     }

@@ -1,6 +1,6 @@
 //! The settings of a shutdown.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, io, panic::catch_unwind, sync::Arc, time::Duration};
 
 use super::{
     Shutdown, Signals, driver,
@@ -25,8 +25,7 @@ use crate::{ConfigError, config::Checks};
 /// assert_eq!(
 ///     error.to_string(),
 ///     "invalid configuration: shutdown.phase = \"workers\": must not have the name of another phase; \
-///      shutdown.phase.workers = 30s: must be shorter than the total; \
-///      shutdown.total = 25s: must be longer than the lame-duck time and all phases together, or the calls have none",
+///      shutdown.phase.workers = 30s: must be shorter than the total",
 /// );
 /// # }
 /// ```
@@ -100,6 +99,8 @@ impl ShutdownBuilder {
     fn check(&self) -> Result<(), ConfigError> {
         let mut checks = Checks::new("shutdown");
         checks.time("total", self.total);
+        let mut fits = self.lame_duck < self.total;
+        checks.require(fits, "lame_duck", self.lame_duck, "must be shorter than the total");
         for (i, (name, limit)) in self.phases.iter().enumerate() {
             checks.require(!name.is_empty(), "phase", name, "must not be empty: the report carries it");
             let is_new = self.phases[..i].iter().all(|(other, _)| other != name);
@@ -107,13 +108,16 @@ impl ShutdownBuilder {
             let setting = format!("phase.{name}");
             checks.time(&setting, *limit);
             checks.require(*limit < self.total, &setting, limit, "must be shorter than the total");
+            fits &= *limit < self.total;
         }
-        checks.require(self.lame_duck < self.total, "lame_duck", self.lame_duck, "must be shorter than the total");
         let reserved = self.lame_duck.saturating_add(self.reserved());
         let enough = "must be longer than the lame-duck time and all phases together, or the calls have none";
-        checks.require(reserved < self.total, "total", self.total, enough);
+        checks.require(!fits || reserved < self.total, "total", self.total, enough);
         let here = tokio::runtime::Handle::try_current().is_ok();
         checks.require(here, "runtime", None::<()>, "must be built inside of a tokio runtime, where its task runs");
+        // tokio has no other way of telling.
+        let timers = !here || catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok();
+        checks.require(timers, "runtime.timers", false, "must be enabled: see `tokio::runtime::Builder::enable_time`");
         checks.finish()
     }
 
@@ -132,7 +136,7 @@ impl ShutdownBuilder {
         let plan = Plan { lame_duck, total, abort_grace, reserved };
         let phases = phases.into_iter().map(|(name, limit)| Phase { name, limit, tasks: Room::new() }).collect();
         let shared = Arc::new(Shared::new(plan, phases, Systemd::from_env()));
-        tokio::spawn(driver::drive(Arc::clone(&shared), signals));
+        tokio::spawn(driver::drive(driver::Driver::new(&shared), signals));
         Ok(Shutdown::new(shared))
     }
 }

@@ -38,8 +38,7 @@ impl fmt::Debug for Hook {
 }
 
 /// Runs until the report is there, and makes one even if it is dropped before.
-pub(super) async fn drive(shared: Arc<Shared>, mut signals: Installed) {
-    let mut driver = Driver { shared, stages: Vec::new() };
+pub(super) async fn drive(mut driver: Driver, mut signals: Installed) {
     let shared = Arc::clone(&driver.shared);
     let listen = poll_fn(|cx: &mut Context<'_>| -> Poll<()> {
         while let Poll::Ready(signal) = signals.poll_signal(cx) {
@@ -50,12 +49,19 @@ pub(super) async fn drive(shared: Arc<Shared>, mut signals: Installed) {
     either(listen, driver.run()).await;
 }
 
-struct Driver {
+/// Dropped at any time, even before it is polled, it makes a report.
+pub(super) struct Driver {
     shared: Arc<Shared>,
     stages: Vec<Stage>,
+    /// Whether the closed gate was seen empty: what it counts from then on is turned away, and on its way out.
+    served: bool,
 }
 
 impl Driver {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared), stages: Vec::new(), served: false }
+    }
+
     async fn run(&mut self) {
         let shared = Arc::clone(&self.shared);
         shared.reached(State::Draining).await;
@@ -64,10 +70,14 @@ impl Driver {
         shared.systemd.stopping(trigger, plan.total.saturating_add(plan.abort_grace));
 
         // ## Draining
-        if !plan.lame_duck.is_zero() {
-            // The time is there to pass: it is over its limit only if it is cut short.
-            self.stage("lame duck", plan.ends(begun), sleep_until(plan.lame_duck_ends(begun))).await;
-        }
+        let lame_duck = async {
+            // tokio's timers would make a millisecond of nothing.
+            if !plan.lame_duck.is_zero() {
+                sleep_until(plan.lame_duck_ends(begun)).await;
+            }
+        };
+        // The time is there to pass: it has overrun only if it is cut short.
+        self.stage("lame duck", plan.ends(begun), lame_duck).await;
 
         // ## Draining => Stopping
         shared.stop_admitting();
@@ -75,7 +85,7 @@ impl Driver {
             let (in_flight, connections) = (shared.calls.0.count(), shared.connections.count());
             info!(target: "buttress", in_flight, connections, "shutdown: stopping");
         }
-        let in_time = self.stage("calls", plan.calls_end(begun), served(&shared)).await;
+        self.served = self.stage("calls", plan.calls_end(begun), served(&shared)).await;
         let mut later = plan.reserved;
         for (index, phase) in shared.phases.iter().enumerate().rev() {
             later -= phase.limit;
@@ -85,13 +95,16 @@ impl Driver {
                 warn!(target: "buttress", phase = phase.name, limit = ?phase.limit, "shutdown: phase is over its limit");
                 shared.tasks.abort(Some(index));
                 let join = sleep_until(plan.join_ends(begun, now(), later));
-                either(phase.tasks.emptied(), join).await;
+                either(either(phase.tasks.emptied(), join), shared.reached(State::Forced)).await;
             }
         }
         // What the phases did not need, the calls may have.
-        if !in_time && !self.stage("calls", plan.ends(begun), served(&shared)).await {
-            // ## Stopping => Forced
-            shared.force(Force::Deadline);
+        if !self.served {
+            self.served = self.more("calls", plan.ends(begun), served(&shared)).await;
+            if !self.served {
+                // ## Stopping => Forced
+                shared.force(Force::Deadline);
+            }
         }
         self.abort().await;
         self.run_hooks().await;
@@ -110,6 +123,20 @@ impl Driver {
         done
     }
 
+    /// More time for a stage that had not enough: what it says of it then is what counts.
+    async fn more(&mut self, name: &'static str, until: Instant, done: impl Future<Output = ()>) -> bool {
+        let known = self.stages.len();
+        let done = self.stage(name, until, done).await;
+        let more = self.stages.drain(known..).next();
+        if let Some(more) = more {
+            if let Some(stage) = self.stages.iter_mut().find(|stage| stage.name == name) {
+                stage.elapsed += more.elapsed;
+                stage.overran = more.overran;
+            }
+        }
+        done
+    }
+
     /// Aborts what is left, if there is any, and waits for it a little.
     async fn abort(&mut self) {
         let shared = &self.shared;
@@ -118,8 +145,10 @@ impl Driver {
             return;
         }
         shared.tasks.abort(None);
+        let seen_empty = &mut self.served;
         let all = async {
             served(shared).await;
+            *seen_empty = true;
             for tasks in rooms() {
                 tasks.emptied().await;
             }
@@ -163,7 +192,7 @@ impl Driver {
             map.iter().map(|(name, count)| (*name, *count)).collect()
         };
         let cut = listed(&shared.cut());
-        let left = shared.calls.0.count();
+        let left = if self.served { 0 } else { shared.calls.0.count() };
         let lost = left + cut.iter().map(|(_, count)| count).sum::<usize>();
         let report = Report {
             reason: shared.begun().map_or(Trigger::Forced, |(trigger, _)| trigger.clone()),
@@ -194,6 +223,7 @@ impl Drop for Driver {
         if self.shared.state() != State::Done {
             // Its runtime goes away, and whoever waits for the report must not do so for ever.
             self.shared.force(Force::RuntimeGone);
+            self.shared.tasks.abort(None);
             let begun = self.shared.begun().map_or_else(now, |(_, begun)| *begun);
             // No panic out of a drop: a subscriber of `tracing` is not our code.
             let _ = catch_unwind(AssertUnwindSafe(|| self.finish(begun)));

@@ -98,8 +98,9 @@ impl Handle {
         self.shared.drain(Trigger::Asked(reason.into()))
     }
 
-    /// Goes straight to `Forced`, from whatever state: calls and connections are dropped and tasks aborted. `false` if that
-    /// has happened already.
+    /// Goes straight to `Forced`, from whatever state: tasks are aborted, and the connections of `serve` are dropped with their
+    /// calls. (Calls of another server, and guards, are reported as [`left`](Report::left) if they do not end by themselves.)
+    /// `false` if that has happened already.
     pub fn force(&self) -> bool {
         self.shared.force(Force::Asked)
     }
@@ -187,7 +188,8 @@ impl Handle {
     }
 
     /// Something short to be done at the very end, after everything was stopped or aborted: flush a log, say. Hooks run one
-    /// after the other, on the runtime that this is called in, each within its limit, and their panics are caught.
+    /// after the other, on the runtime that this is called in, each within its limit, and their panics are caught. Once the
+    /// report is there, it is too late for one.
     pub fn at_end(&self, name: &'static str, limit: Duration, hook: impl Future<Output = ()> + Send + 'static) {
         let hook = Hook { name, limit, runtime: tokio::runtime::Handle::try_current().ok(), run: Box::pin(hook) };
         self.shared.hooks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(hook);
@@ -221,7 +223,8 @@ impl StdError for Closed {}
 pub(super) struct Call {
     shared: Arc<Shared>,
     name: &'static str,
-    ended: bool,
+    /// By itself, and not by being dropped.
+    pub(super) ended: bool,
 }
 
 impl Call {

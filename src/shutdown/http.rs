@@ -72,14 +72,16 @@ impl<B> Respond<Response<B>> for Http {
 }
 
 impl Hold for Counted {
-    fn end(self) {
-        self.0.end();
+    fn end(&mut self) {
+        self.0.ended = true;
     }
 }
 
 /// Says that the connection is not kept, unless it changes hands.
 pub(super) fn close<B>(res: &mut Response<B>) {
-    if res.status() != StatusCode::SWITCHING_PROTOCOLS {
-        res.headers_mut().insert(CONNECTION, const { HeaderValue::from_static("close") });
+    let closes = |value: &HeaderValue| value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains("close"));
+    let said = res.headers().get_all(CONNECTION).iter().any(closes);
+    if !said && res.status() != StatusCode::SWITCHING_PROTOCOLS {
+        res.headers_mut().append(CONNECTION, const { HeaderValue::from_static("close") });
     }
 }

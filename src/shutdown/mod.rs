@@ -70,6 +70,7 @@
 //! For a part of a process that starts and stops while the rest runs, a `CancellationToken` and a `TaskTracker` of
 //! `tokio-util` are enough. One process has one shutdown that listens to signals.
 
+mod bell;
 mod config;
 mod driver;
 mod gate;

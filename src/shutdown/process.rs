@@ -1,6 +1,18 @@
 //! [`Shutdown::main`]: a process that ends on time, whatever holds it.
 
-use std::{fmt, future::Future, process::ExitCode, sync::mpsc::channel, thread, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    io::{self, Write as _},
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::channel,
+    },
+    thread,
+    time::Duration,
+};
 
 use tokio::runtime::Runtime;
 use tower::BoxError;
@@ -54,7 +66,8 @@ impl Shutdown {
         F: FnOnce(Shutdown) -> Fut,
         Fut: Future<Output = Result<Report, BoxError>>,
     {
-        let shutdown = match watchdog(builder, signals) {
+        let said = Arc::new(Said::default());
+        let shutdown = match watchdog(builder, signals, Arc::clone(&said)) {
             Ok(shutdown) => shutdown,
             Err(error) => return failed(&error),
         };
@@ -62,14 +75,36 @@ impl Shutdown {
         // What blocks is left behind: the process ends now.
         runtime.shutdown_background();
         match outcome {
-            Ok(report) => end(&report),
+            Ok(report) => {
+                said.say(&report);
+                // Exit codes are bytes; a signal's number and 128 fit.
+                ExitCode::from(u8::try_from(report.exit_code()).unwrap_or(1))
+            }
             Err(error) => failed(&error),
         }
     }
 }
 
+/// Whether the report was printed, by whoever came first.
+#[derive(Default)]
+struct Said(AtomicBool);
+
+impl Said {
+    fn say(&self, report: &Report) {
+        // Relaxed: nothing is published by it.
+        if !self.0.swap(true, Relaxed) {
+            print(report);
+        }
+    }
+}
+
+/// Not `eprintln`, which panics where nobody reads.
+fn print(what: &dyn fmt::Display) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
 /// Makes the shutdown on a thread of its own, which ends the process if nobody else does.
-fn watchdog(builder: ShutdownBuilder, signals: Signals) -> Result<Shutdown, BoxError> {
+fn watchdog(builder: ShutdownBuilder, signals: Signals, said: Arc<Said>) -> Result<Shutdown, BoxError> {
     let (built, shutdown) = channel();
     thread::Builder::new().name("buttress-shutdown".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -86,27 +121,26 @@ fn watchdog(builder: ShutdownBuilder, signals: Signals) -> Result<Shutdown, BoxE
             wait.map(|wait| runtime.block_on(wait))
         };
         if let Some(report) = report {
-            // Nobody sends: it waits, and nothing wakes it early.
-            let (_open, never) = channel::<()>();
-            let _ = never.recv_timeout(FAREWELL);
-            std::process::exit(say(&report));
+            wait(FAREWELL);
+            let code = report.exit_code();
+            // Printing may block, if standard error is full or somebody holds its lock; not here.
+            let printing = thread::Builder::new().spawn(move || said.say(&report));
+            (0..10)
+                .take_while(|_| printing.as_ref().is_ok_and(|thread| !thread.is_finished()))
+                .for_each(|_| wait(FAREWELL / 10));
+            std::process::exit(code);
         }
     })?;
     shutdown.recv().map_err(|_| "the thread of the shutdown panicked")?
 }
 
+/// On a channel that nobody sends to: it cannot be woken early.
+fn wait(time: Duration) {
+    let (_open, never) = channel::<()>();
+    let _ = never.recv_timeout(time);
+}
+
 fn failed(error: &dyn fmt::Display) -> ExitCode {
-    eprintln!("Error: {error}");
+    print(&format_args!("Error: {error}"));
     ExitCode::FAILURE
-}
-
-fn end(report: &Report) -> ExitCode {
-    // Exit codes are bytes; a signal's number and 128 fit.
-    ExitCode::from(u8::try_from(say(report)).unwrap_or(1))
-}
-
-/// Reports once, and returns the exit code.
-fn say(report: &Report) -> i32 {
-    eprintln!("{report}");
-    report.exit_code()
 }

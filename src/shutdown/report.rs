@@ -141,7 +141,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// Its steps, in their order.
     pub stages: Vec<Stage>,
-    /// How many of the calls and guards that were in flight when the gate closed came to their end.
+    /// How many of the calls and guards that were in flight when the gate closed came to their end. A call has, once the
+    /// server has all of its response; whether that gets through to the client is a matter of its connection.
     pub drained: usize,
     /// How many calls were refused since.
     pub rejected: u64,
@@ -182,12 +183,13 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, elapsed, drained, rejected, .. } = self;
+        let Self { reason, drained, rejected, .. } = self;
+        let elapsed = self.elapsed.as_secs_f64();
         write!(f, "shutdown by {reason}: ")?;
         match self.forced {
-            Some(by) => write!(f, "forced by {by}, after {elapsed:.1?}")?,
-            None if self.is_clean() => write!(f, "clean in {elapsed:.1?}")?,
-            None => write!(f, "not clean, in {elapsed:.1?}")?,
+            Some(by) => write!(f, "forced by {by}, after {elapsed:.1}s")?,
+            None if self.is_clean() => write!(f, "clean in {elapsed:.1}s")?,
+            None => write!(f, "not clean, in {elapsed:.1}s")?,
         }
         let mut separator = " (";
         for stage in &self.stages {
@@ -195,7 +197,7 @@ impl fmt::Display for Report {
                 continue;
             }
             let over = if stage.overran { ", overran" } else { "" };
-            write!(f, "{separator}{} {:.1?}{over}", stage.name, stage.elapsed)?;
+            write!(f, "{separator}{} {:.1}s{over}", stage.name, stage.elapsed.as_secs_f64())?;
             separator = "; ";
         }
         if separator == "; " {

@@ -4,24 +4,19 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     fmt,
-    future::{Future, poll_fn},
-    pin::pin,
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*},
     },
-    task::{Poll, Waker},
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
 use super::{
-    Report, Signal, driver::Hook, gate::Room, readiness::Conditions, systemd::Systemd, tasks::Registry, waits::Waits,
+    Report, Signal, bell::Bell, driver::Hook, gate::Room, readiness::Conditions, systemd::Systemd, tasks::Registry,
+    waits::Waits,
 };
 use crate::{
     clock::{after, now},
@@ -189,9 +184,7 @@ pub(super) struct Shared {
     /// A [`State`]; only `fetch_max` writes it.
     state: AtomicU8,
     /// Whoever waits for a state, or for a phase's turn.
-    moved: Notify,
-    /// How often they were woken.
-    moves: AtomicU32,
+    pub(super) moved: Bell,
     begun: OnceLock<(Trigger, Instant)>,
     forced: OnceLock<Force>,
     /// How many signals have come that mean "stop".
@@ -225,8 +218,7 @@ impl Shared {
     pub(super) fn new(plan: Plan, phases: Box<[Phase]>, systemd: Systemd) -> Self {
         Self {
             state: AtomicU8::new(State::Starting as u8),
-            moved: Notify::new(),
-            moves: AtomicU32::new(0),
+            moved: Bell::default(),
             begun: OnceLock::new(),
             forced: OnceLock::new(),
             signals: AtomicU32::new(0),
@@ -266,51 +258,17 @@ impl Shared {
         // AcqRel: pairs with the load above, and with whoever moved it before.
         let moved = self.state.fetch_max(to as u8, AcqRel) < to as u8;
         if moved {
-            self.wake();
+            self.moved.ring();
         }
         moved
     }
 
-    fn wake(&self) {
-        // Release: whoever sees the number sees what was told with it.
-        self.moves.fetch_add(1, Release);
-        self.moved.notify_waiters();
-    }
-
-    /// Ready once this is so, which whoever makes it so tells by [`wake`](Self::wake). Cancel safe.
-    ///
-    /// Once its waker is there, being polled again costs two loads and no lock, so that connections can poll it with every
-    /// byte that they move.
-    async fn until(&self, is_so: impl Fn(&Self) -> bool) {
-        let mut told = pin!(None);
-        let mut known: Option<(u32, Waker)> = None;
-        poll_fn(|cx| {
-            loop {
-                if is_so(self) {
-                    return Poll::Ready(());
-                }
-                let moves = self.moves.load(Acquire);
-                if known.as_ref().is_some_and(|(seen, waker)| *seen == moves && waker.will_wake(cx.waker())) {
-                    return Poll::Pending;
-                }
-                // Hears all that is told from here on, and what was told before is looked at once more: nothing is missed.
-                told.set(Some(self.moved.notified()));
-                if let Some(told) = told.as_mut().as_pin_mut() {
-                    if told.poll(cx).is_pending() {
-                        known = Some((moves, cx.waker().clone()));
-                    }
-                }
-            }
-        })
-        .await;
-    }
-
     pub(super) async fn reached(&self, state: State) {
-        self.until(|shared| shared.state() >= state).await;
+        self.moved.until(|| self.state() >= state).await;
     }
 
     pub(super) async fn phase_stopping(&self, phase: usize) {
-        self.until(|shared| shared.phases[phase].tasks.is_closed()).await;
+        self.moved.until(|| self.phases[phase].tasks.is_closed()).await;
     }
 
     /// Running => Draining. The first trigger counts.
@@ -340,7 +298,11 @@ impl Shared {
             force
         });
         if first {
-            self.begun.get_or_init(|| (Trigger::Forced, now()));
+            self.begun.get_or_init(|| match force {
+                // Two signals at once: either may come first.
+                Force::Signal(signal) => (Trigger::Signal(signal), now()),
+                _ => (Trigger::Forced, now()),
+            });
             warn!(target: "buttress", by = %force, "shutdown: forced");
             self.stop_admitting();
             self.connections_cut.get_or_init(|| self.connections.count());
@@ -376,7 +338,7 @@ impl Shared {
     /// It is the phase's turn.
     pub(super) fn stop_phase(&self, phase: usize) {
         self.phases[phase].tasks.close();
-        self.wake();
+        self.moved.ring();
     }
 
     /// What began it, and when.

@@ -39,7 +39,8 @@ use crate::{Backoff, ConfigError, clock::now, config::Checks, random::Random};
 /// ```
 #[diagnostic::on_unimplemented(
     message = "a task cannot return `{Self}`",
-    note = "it returns `()` or a `Result` whose error implements `Display`"
+    note = "it returns `()` or a `Result` whose error implements `Display`",
+    note = "an endless loop cannot stop: break out of it on `cx.stopping()`"
 )]
 pub trait IntoOutcome {
     /// How the task ended.
@@ -278,10 +279,13 @@ impl Task<'_> {
         F: FnOnce(TaskContext) -> Fut + Send + 'static,
         Fut: Future<Output: IntoOutcome> + Send + 'static,
     {
-        self.enroll(|enrolled| async move {
-            let cx = enrolled.context(0);
-            let outcome = enrolled.run(|| task(cx)).await;
-            enrolled.end(outcome);
+        self.enroll(|enrolled| {
+            let job = Job { task, enrolled };
+            async move {
+                let cx = job.enrolled.context(0);
+                let outcome = job.enrolled.run(|| (job.task)(cx)).await;
+                job.enrolled.end(outcome);
+            }
         })
     }
 
@@ -289,7 +293,7 @@ impl Task<'_> {
     ///
     /// # Errors
     /// As [`Handle::supervise`].
-    pub fn supervise<F, Fut>(self, restart: Restart, mut task: F) -> Result<(), Refused>
+    pub fn supervise<F, Fut>(self, restart: Restart, task: F) -> Result<(), Refused>
     where
         F: FnMut(TaskContext) -> Fut + Send + 'static,
         Fut: Future<Output: IntoOutcome> + Send + 'static,
@@ -297,25 +301,30 @@ impl Task<'_> {
         if let Err(error) = restart.check() {
             return Err(Refused { task: self.name, why: Why::Restart(error) });
         }
-        self.enroll(|enrolled| async move {
-            let mut restarts = Restarts::new(restart);
-            let shared = Arc::clone(&enrolled.shared);
-            loop {
-                let cx = enrolled.context(restarts.count);
-                let outcome = enrolled.run(|| task(cx)).await;
-                if shared.is_draining() || (outcome.is_ok() && !restart.always) {
-                    return enrolled.end(outcome);
+        self.enroll(|enrolled| {
+            let mut job = Job { task, enrolled };
+            async move {
+                let mut restarts = Restarts::new(restart);
+                let shared = Arc::clone(&job.enrolled.shared);
+                loop {
+                    let cx = job.enrolled.context(restarts.count);
+                    let outcome = job.enrolled.run(|| (job.task)(cx)).await;
+                    let early = !shared.is_draining();
+                    if !early || (outcome.is_ok() && !restart.always) {
+                        return job.end(outcome, early);
+                    }
+                    let task = &job.enrolled.name;
+                    let Some(delay) = restarts.next(now(), Random::System.unit()) else {
+                        warn!(target: "buttress", %task, max = restart.max, per = ?restart.per, "task restarts too often");
+                        return job.end(outcome, early);
+                    };
+                    warn!(target: "buttress", %task, %outcome, ?delay, "task is restarted");
+                    either(sleep(delay), shared.reached(State::Draining)).await;
+                    if shared.is_draining() {
+                        return job.end(outcome, early);
+                    }
+                    shared.tasks.restarted(job.enrolled.id);
                 }
-                let Some(delay) = restarts.next(now(), Random::System.unit()) else {
-                    warn!(target: "buttress", task = %enrolled.name, max = restart.max, per = ?restart.per, "task restarts too often");
-                    return enrolled.end(outcome);
-                };
-                warn!(target: "buttress", task = %enrolled.name, %outcome, ?delay, "task is restarted");
-                either(sleep(delay), shared.reached(State::Draining)).await;
-                if shared.is_draining() {
-                    return enrolled.end(outcome);
-                }
-                shared.tasks.restarted(enrolled.id);
             }
         })
     }
@@ -446,14 +455,18 @@ impl Enrolled {
         }
     }
 
-    fn end(mut self, outcome: TaskOutcome) {
-        self.ended = true;
-        self.record(outcome);
+    fn end(self, outcome: TaskOutcome) {
+        let early = !self.shared.is_draining();
+        self.end_as(outcome, early);
     }
 
-    fn record(&self, outcome: TaskOutcome) {
+    fn end_as(mut self, outcome: TaskOutcome, early: bool) {
+        self.ended = true;
+        self.record(outcome, early);
+    }
+
+    fn record(&self, outcome: TaskOutcome, early: bool) {
         let phase = self.shared.phases[self.phase].name;
-        let early = !self.shared.is_draining();
         if outcome.is_ok() {
             debug!(target: "buttress", phase, task = %self.name, "task ended");
         } else {
@@ -469,10 +482,30 @@ impl Drop for Enrolled {
     fn drop(&mut self) {
         if !self.ended {
             let panicked = self.panicked.take();
-            self.record(panicked.map_or(TaskOutcome::Aborted, TaskOutcome::Panicked));
+            let outcome = panicked.map_or(TaskOutcome::Aborted, TaskOutcome::Panicked);
+            self.record(outcome, !self.shared.is_draining());
         }
         // Last of all: whoever waits for the phase finds the outcome there.
         self.shared.phases[self.phase].tasks.exit();
+    }
+}
+
+/// A task and its place. It drops the task first: its end is told when nothing is left of it.
+struct Job<F> {
+    task: F,
+    enrolled: Enrolled,
+}
+
+impl<F> Job<F> {
+    /// `early`: the task had ended before draining began.
+    fn end(self, outcome: TaskOutcome, early: bool) {
+        let Self { task, enrolled } = self;
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(task)));
+        let outcome = match dropped {
+            Err(payload) if outcome.is_ok() => TaskOutcome::Panicked(message(payload)),
+            _ => outcome,
+        };
+        enrolled.end_as(outcome, early);
     }
 }
 

@@ -16,6 +16,7 @@ mod loopback;
 mod observe;
 mod policy;
 mod retry;
+mod shutdown;
 mod timeout;
 mod ui;
 mod vectors;

@@ -1,0 +1,160 @@
+//! Wakers to be woken all at once, by a bell that may ring more than once.
+
+#[cfg(buttress_loom)]
+use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU32, Ordering::*},
+};
+#[cfg(not(buttress_loom))]
+use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU32, Ordering::*},
+};
+use std::{
+    future::poll_fn,
+    sync::PoisonError,
+    task::{Poll, Waker},
+};
+
+use crate::queue::Queue;
+
+/// Whoever waits for something leaves a waker; whoever makes it so rings.
+///
+/// What is waited for is made so **before** the ring, and asked for under the lock that the ring takes: either it is so
+/// already, or the ring wakes.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    /// One waker a waiter. A ring takes them all, and makes all numbers void.
+    waiting: Mutex<Queue<Waker>>,
+    /// Written under the lock only: as long as it stays the same, whoever has left a waker is in the queue.
+    rings: AtomicU32,
+}
+
+/// Where a waker lies: void once the bell has rung.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ticket {
+    pub(super) number: u32,
+    /// How often it had rung.
+    pub(super) ring: u32,
+}
+
+impl Bell {
+    /// Leaves a waker, in the place of the one before if that is still there; `None` if what is waited for is so.
+    pub(super) fn keep(&self, before: Option<Ticket>, waker: &Waker, is_so: impl FnOnce() -> bool) -> Option<Ticket> {
+        // Cloned before and dropped after the lock: wakers are not our code.
+        let mut waker = waker.clone();
+        let mut waiting = self.lock();
+        if is_so() {
+            drop(waiting);
+            return None;
+        }
+        // Relaxed: the lock is held.
+        let ring = self.rings.load(Relaxed);
+        let place = before.filter(|ticket| ticket.ring == ring);
+        match place.and_then(|ticket| Some((ticket, waiting.get_mut(ticket.number)?))) {
+            Some((ticket, stored)) => {
+                std::mem::swap(stored, &mut waker);
+                drop(waiting);
+                Some(ticket)
+            }
+            None => Some(Ticket { number: waiting.push_back(waker), ring }),
+        }
+    }
+
+    /// Takes a waker back.
+    pub(super) fn leave(&self, ticket: Ticket) {
+        let mut waiting = self.lock();
+        // Relaxed: the lock is held.
+        let left = (ticket.ring == self.rings.load(Relaxed)).then(|| waiting.remove(ticket.number));
+        drop(waiting);
+        drop(left);
+    }
+
+    /// Wakes all.
+    pub(super) fn ring(&self) {
+        let mut waiting = self.lock();
+        // Release: whoever sees the number sees why it rang.
+        self.rings.fetch_add(1, Release);
+        let mut woken = std::mem::take(&mut *waiting);
+        drop(waiting);
+        while let Some(waker) = woken.take_front() {
+            waker.wake();
+        }
+    }
+
+    /// Ready once it is so. Cancel safe.
+    ///
+    /// Once its waker is there, being polled again costs what `is_so` does, one load and no lock, so that connections can
+    /// poll it with every byte that they move.
+    pub(super) async fn until(&self, is_so: impl Fn() -> bool) {
+        let mut place = Place { bell: self, left: None };
+        poll_fn(|cx| {
+            if is_so() {
+                return Poll::Ready(());
+            }
+            let before = place.left.as_ref().map(|(ticket, _)| *ticket);
+            if let Some((ticket, waker)) = &place.left {
+                // Acquire: pairs with the ring's Release.
+                if ticket.ring == self.rings.load(Acquire) && waker.will_wake(cx.waker()) {
+                    return Poll::Pending;
+                }
+            }
+            match self.keep(before, cx.waker(), &is_so) {
+                Some(ticket) => {
+                    place.left = Some((ticket, cx.waker().clone()));
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<Waker>> {
+        // No user code runs under it.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A waker that was left, taken back on drop.
+struct Place<'a> {
+    bell: &'a Bell,
+    left: Option<(Ticket, Waker)>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some((ticket, _)) = self.left {
+            self.bell.leave(ticket);
+        }
+    }
+}
+
+/// A waiter that is lost is a deadlock to loom, and aborts.
+#[cfg(all(test, buttress_loom))]
+mod models {
+    use std::sync::Arc;
+
+    use loom::{future::block_on, model, sync::atomic::AtomicBool, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_ring_for_something_else_loses_nobody() {
+        model(|| {
+            let shared = Arc::new((Bell::default(), AtomicBool::new(false)));
+            let ringer = {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || {
+                    let (bell, is_so) = &*shared;
+                    bell.ring();
+                    is_so.store(true, Release);
+                    bell.ring();
+                })
+            };
+            let (bell, is_so) = &*shared;
+            block_on(bell.until(|| is_so.load(Acquire)));
+            ringer.join().unwrap();
+        });
+    }
+}
