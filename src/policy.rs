@@ -374,7 +374,7 @@ impl<K> PolicyBuilder<K> {
         self
     }
 
-    /// Once this shutdown drains, nothing waits and nothing is tried again: see
+    /// Once this shutdown drains, nothing waits and nothing is tried again, from the beginning of the lame-duck time on: see
     /// [`RetryBuilder::shutdown`] and [`ConcurrencyLimitBuilder::shutdown`]. For the parts that this policy makes; those that
     /// were built alone keep their own.
     pub fn shutdown(mut self, handle: &shutdown::Handle) -> Self {

@@ -67,7 +67,8 @@ impl Driver {
         shared.reached(State::Draining).await;
         let Some((trigger, begun)) = shared.begun() else { unreachable!("it drains because something began it") };
         let (plan, begun) = (&shared.plan, *begun);
-        shared.systemd.stopping(trigger, plan.total.saturating_add(plan.abort_grace));
+        let longest = [plan.abort_grace, shared.hooks_take()].into_iter().fold(plan.total, Duration::saturating_add);
+        shared.systemd.stopping(trigger, longest);
 
         // ## Draining
         let lame_duck = async {
@@ -92,8 +93,8 @@ impl Driver {
             shared.stop_phase(index);
             let ends = plan.phase_ends(begun, now(), phase.limit);
             if !self.stage(phase.name, ends, phase.tasks.emptied()).await && shared.forced().is_none() {
-                warn!(target: "buttress", phase = phase.name, limit = ?phase.limit, "shutdown: phase is over its limit");
                 shared.tasks.abort(Some(index));
+                warn!(target: "buttress", phase = phase.name, limit = ?phase.limit, "shutdown: phase is over its limit");
                 let join = sleep_until(plan.join_ends(begun, now(), later));
                 either(either(phase.tasks.emptied(), join), shared.reached(State::Forced)).await;
             }
@@ -209,23 +210,24 @@ impl Driver {
             tasks,
             forgotten,
         };
+        shared.finish(report.clone());
         if report.is_clean() {
             info!(target: "buttress", "{report}");
         } else {
             warn!(target: "buttress", "{report}");
         }
-        shared.finish(report);
     }
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
         if self.shared.state() != State::Done {
-            // Its runtime goes away, and whoever waits for the report must not do so for ever.
-            self.shared.force(Force::RuntimeGone);
-            self.shared.tasks.abort(None);
-            let begun = self.shared.begun().map_or_else(now, |(_, begun)| *begun);
-            // No panic out of a drop: a subscriber of `tracing` is not our code.
+            // Its runtime goes away, and whoever waits for the report must not do so for ever. No panic out of a drop: a
+            // subscriber of `tracing` is not our code.
+            let shared = Arc::clone(&self.shared);
+            let _ = catch_unwind(AssertUnwindSafe(|| shared.force(Force::RuntimeGone)));
+            let _ = catch_unwind(AssertUnwindSafe(|| shared.tasks.abort(None)));
+            let begun = shared.begun().map_or_else(now, |(_, begun)| *begun);
             let _ = catch_unwind(AssertUnwindSafe(|| self.finish(begun)));
         }
     }

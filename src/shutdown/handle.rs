@@ -188,8 +188,8 @@ impl Handle {
     }
 
     /// Something short to be done at the very end, after everything was stopped or aborted: flush a log, say. Hooks run one
-    /// after the other, on the runtime that this is called in, each within its limit, and their panics are caught. Once the
-    /// report is there, it is too late for one.
+    /// after the other, on the runtime that this is called in, each within its limit, and their panics are caught. Once
+    /// they have begun, it is too late for another.
     pub fn at_end(&self, name: &'static str, limit: Duration, hook: impl Future<Output = ()> + Send + 'static) {
         let hook = Hook { name, limit, runtime: tokio::runtime::Handle::try_current().ok(), run: Box::pin(hook) };
         self.shared.hooks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(hook);

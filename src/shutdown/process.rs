@@ -17,7 +17,7 @@ use std::{
 use tokio::runtime::Runtime;
 use tower::BoxError;
 
-use super::{Report, Shutdown, ShutdownBuilder, Signals};
+use super::{Force, Handle, Report, Shutdown, ShutdownBuilder, Signals, state::Alarm};
 
 /// How long `main` may go on after the report is there.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -28,7 +28,9 @@ impl Shutdown {
     ///
     /// Signals and the shutdown's driver live on a thread and a runtime of their own. So neither a task that never yields
     /// nor a `spawn_blocking` that never returns can keep a signal from being heard, the report from being made, or
-    /// the process from ending: if `run` is not done a second after the report, the process ends without it.
+    /// the process from ending: if `run` is not done a second after the report, the process ends without it, with code 1 at least.
+    /// A server of your own has that second to close, so put the [layer](super::Handle::layer) around its services, or
+    /// its calls are not waited for.
     ///
     /// ```no_run
     /// use buttress::{Shutdown, shutdown::Signals};
@@ -66,6 +68,11 @@ impl Shutdown {
         F: FnOnce(Shutdown) -> Fut,
         Fut: Future<Output = Result<Report, BoxError>>,
     {
+        if tokio::runtime::Handle::try_current().is_ok() {
+            return failed(
+                &"`Shutdown::main` makes the runtime itself: call it from a plain `fn main`, without `#[tokio::main]`",
+            );
+        }
         let said = Arc::new(Said::default());
         let shutdown = match watchdog(builder, signals, Arc::clone(&said)) {
             Ok(shutdown) => shutdown,
@@ -122,16 +129,56 @@ fn watchdog(builder: ShutdownBuilder, signals: Signals, said: Arc<Said>) -> Resu
         };
         if let Some(report) = report {
             wait(FAREWELL);
-            let code = report.exit_code();
+            // A clean shutdown that somebody slept through is none. Who is about to print it has woken up.
+            let slept = !said.0.load(Relaxed);
+            let code = if slept { report.exit_code().max(1) } else { report.exit_code() };
+            let late = format!("Error: what `Shutdown::main` runs had not returned {FAREWELL:?} after the report");
             // Printing may block, if standard error is full or somebody holds its lock; not here.
-            let printing = thread::Builder::new().spawn(move || said.say(&report));
+            let printing = thread::Builder::new().spawn(move || {
+                said.say(&report);
+                if slept {
+                    print(&late);
+                }
+            });
             (0..10)
                 .take_while(|_| printing.as_ref().is_ok_and(|thread| !thread.is_finished()))
                 .for_each(|_| wait(FAREWELL / 10));
             std::process::exit(code);
         }
     })?;
-    shutdown.recv().map_err(|_| "the thread of the shutdown panicked")?
+    let shutdown: Shutdown = shutdown.recv().map_err(|_| "the thread of the shutdown panicked")??;
+    keep_time(shutdown.handle())?;
+    Ok(shutdown)
+}
+
+/// The last resort, on a thread that neither logs nor prints: whatever listens to logs may hold up the driver for ever.
+fn keep_time(handle: Handle) -> io::Result<()> {
+    let (watchdog, alarms) = channel();
+    // Nobody else sets it.
+    let _ = handle.shared.watchdog.set(watchdog);
+    if handle.is_draining() {
+        handle.shared.alarm(Alarm::Begun);
+    }
+    thread::Builder::new().name("buttress-watchdog".to_owned()).spawn(move || {
+        let Ok(mut alarm) = alarms.recv() else { return };
+        loop {
+            let plan = &handle.shared.plan;
+            let before = match alarm {
+                Alarm::Begun => plan.total,
+                Alarm::Forced => Duration::ZERO,
+            };
+            let rest = [plan.abort_grace, handle.shared.hooks_take(), FAREWELL * 3];
+            let longest = rest.into_iter().fold(before, Duration::saturating_add);
+            match alarms.recv_timeout(longest) {
+                Ok(next) => alarm = next,
+                Err(_) => std::process::exit(match handle.shared.forced() {
+                    Some(Force::Signal(signal)) => signal.number().saturating_add(128),
+                    _ => 1,
+                }),
+            }
+        }
+    })?;
+    Ok(())
 }
 
 /// On a channel that nobody sends to: it cannot be woken early.

@@ -167,11 +167,12 @@ impl Report {
         self.exit_code() == 0
     }
 
-    /// 0 if it is clean; 128 and the signal's number if a second signal forced it; else 1.
+    /// 0 if it is clean; 128 and the signal's number if a second signal forced it; else 1. (A critical task that returned
+    /// without an error is no failure: the process stops because of it, and may still be clean.)
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         if let Some(Force::Signal(signal)) = self.forced {
-            return 128 + signal.number();
+            return signal.number().saturating_add(128);
         }
         let failed = self.forced.is_some()
             || self.left > 0

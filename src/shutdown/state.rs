@@ -7,6 +7,7 @@ use std::{
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*},
+        mpsc::Sender,
     },
     time::Duration,
 };
@@ -212,6 +213,15 @@ pub(super) struct Shared {
     pub(super) waits: Waits,
     pub(super) systemd: Systemd,
     report: OnceLock<Report>,
+    /// Whoever ends the process if nobody else does.
+    pub(super) watchdog: OnceLock<Sender<Alarm>>,
+}
+
+/// What a watchdog hears.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Alarm {
+    Begun,
+    Forced,
 }
 
 impl Shared {
@@ -239,6 +249,7 @@ impl Shared {
             waits: Waits::default(),
             systemd,
             report: OnceLock::new(),
+            watchdog: OnceLock::new(),
         }
     }
 
@@ -280,9 +291,11 @@ impl Shared {
         });
         if first {
             let Plan { lame_duck, total, .. } = self.plan;
-            info!(target: "buttress", %trigger, ?lame_duck, ?total, "shutdown: draining");
             self.advance(State::Draining);
             self.waits.end();
+            self.alarm(Alarm::Begun);
+            // Last, as everywhere here: whoever listens to logs may block, or panic.
+            info!(target: "buttress", %trigger, ?lame_duck, ?total, "shutdown: draining");
         }
         first
     }
@@ -303,14 +316,28 @@ impl Shared {
                 Force::Signal(signal) => (Trigger::Signal(signal), now()),
                 _ => (Trigger::Forced, now()),
             });
-            warn!(target: "buttress", by = %force, "shutdown: forced");
             self.stop_admitting();
             self.connections_cut.get_or_init(|| self.connections.count());
             self.advance(State::Forced);
             self.waits.end();
             (0..self.phases.len()).for_each(|phase| self.stop_phase(phase));
+            self.alarm(Alarm::Forced);
+            warn!(target: "buttress", by = %force, "shutdown: forced");
         }
         first
+    }
+
+    /// Tells the watchdog of a process, if there is one.
+    pub(super) fn alarm(&self, alarm: Alarm) {
+        if let Some(watchdog) = self.watchdog.get() {
+            let _ = watchdog.send(alarm);
+        }
+    }
+
+    /// The hooks' limits together.
+    pub(super) fn hooks_take(&self) -> Duration {
+        let hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        hooks.iter().fold(Duration::ZERO, |sum, hook| sum.saturating_add(hook.limit))
     }
 
     /// A signal came: the first one drains, the second one forces.

@@ -467,13 +467,14 @@ impl Enrolled {
 
     fn record(&self, outcome: TaskOutcome, early: bool) {
         let phase = self.shared.phases[self.phase].name;
+        if self.shared.tasks.ended(self.id, outcome.clone(), early) && early {
+            self.shared.drain(Trigger::Task { phase, name: self.name.clone() });
+        }
+        // Last: whoever listens to logs may block, or panic.
         if outcome.is_ok() {
             debug!(target: "buttress", phase, task = %self.name, "task ended");
         } else {
             warn!(target: "buttress", phase, task = %self.name, %outcome, "task ended");
-        }
-        if self.shared.tasks.ended(self.id, outcome, early) && early {
-            self.shared.drain(Trigger::Task { phase, name: self.name.clone() });
         }
     }
 }
@@ -615,7 +616,7 @@ impl Registry {
 
     fn spawned(&self, id: u64, abort: AbortHandle) {
         let mut entries = self.lock();
-        if let Some(entry) = entries.all.get_mut(&id) {
+        if let Some(entry) = entries.all.get_mut(&id).filter(|entry| entry.outcome.is_none()) {
             entry.abort = Some(abort.clone());
         }
         drop(entries);

@@ -4,6 +4,7 @@ mod calls;
 #[cfg(unix)]
 mod child;
 mod elsewhere;
+mod given_away;
 mod hostile;
 mod life;
 mod policies;

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::{Buf, Incoming};
 use hyper_util::{
@@ -39,6 +39,10 @@ pub(super) struct Connected {
     calls: AtomicUsize,
     /// Whether a request has come over HTTP/2.
     http2: AtomicBool,
+    /// Whether a stream was given away: a tunnel or a WebSocket over HTTP/2. hyper waits for those, so nobody else need.
+    tunnels: AtomicBool,
+    /// Whether HTTP is over: closed, or given away.
+    over: AtomicBool,
     /// Whether the peer is to be told, over HTTP/2, to begin nothing more.
     goodbye: AtomicBool,
     /// Moves with every byte that comes or goes.
@@ -54,6 +58,8 @@ impl Connected {
             counted: shared.connections.enter(),
             calls: AtomicUsize::new(0),
             http2: AtomicBool::new(false),
+            tunnels: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             goodbye: AtomicBool::new(false),
             progress: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
@@ -71,13 +77,17 @@ impl Connected {
         self.goodbye.load(Relaxed) && self.goodbye.swap(false, Relaxed)
     }
 
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Relaxed)
+    }
+
     pub(super) fn blocked(&self, blocked: bool) {
         self.blocked.store(blocked, Relaxed);
     }
 
     /// Nobody waits for anything: no call, and nothing left to be sent.
     fn is_quiet(&self) -> bool {
-        self.calls.load(Relaxed) == 0 && !self.blocked.load(Relaxed)
+        self.calls.load(Relaxed) == 0 && !self.blocked.load(Relaxed) && !self.tunnels.load(Relaxed)
     }
 }
 
@@ -86,6 +96,7 @@ struct Leaving(Arc<Connected>);
 
 impl Drop for Leaving {
     fn drop(&mut self) {
+        self.0.over.store(true, Relaxed);
         if self.0.counted {
             self.0.shared.connections.exit();
         }
@@ -195,8 +206,9 @@ where
             self.connected.http2.store(true, Relaxed);
         }
         let call = Some(CallOn::new(&self.connected));
+        let tunnel = http2 && req.method() == Method::CONNECT;
         let state = AnswerState::Readying { app: self.app.clone(), req: Some(req) };
-        Answer { state, call, http2 }
+        Answer { state, call, http2, tunnel }
     }
 }
 
@@ -283,6 +295,8 @@ pub(super) struct Answer<S, F> {
     /// `None` once it has answered.
     call: Option<CallOn>,
     http2: bool,
+    /// Whether it asks for a stream of its own.
+    tunnel: bool,
 }
 
 #[pin_project(project = AnswerProj)]
@@ -315,6 +329,9 @@ where
                 AnswerProj::Running { inner } => {
                     let mut res = ready!(inner.poll(cx))?;
                     let call = this.call.take();
+                    if let Some(call) = call.as_ref().filter(|_| *this.tunnel && res.status().is_success()) {
+                        call.0.tunnels.store(true, Relaxed);
+                    }
                     if !*this.http2 && call.as_ref().is_some_and(|call| call.0.shared.is_draining()) {
                         close(&mut res);
                     }

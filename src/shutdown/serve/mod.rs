@@ -14,7 +14,7 @@ use tokio::{
     time::sleep,
 };
 use tower::{BoxError, Service};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use self::connection::Connected;
 use super::{
@@ -83,16 +83,21 @@ impl Handle {
         let Some(sweeping) = Sweeping::enter(&self.shared) else {
             // It comes too late to be waited for, so it waits itself, a little: whoever has sent something is answered.
             let mut late: JoinSet<()> = JoinSet::new();
-            sweep(listener).into_iter().for_each(|stream| drop(late.spawn(connection(stream))));
+            sweep(&listener).into_iter().for_each(|stream| drop(late.spawn(connection(stream))));
             either(async { while late.join_next().await.is_some() {} }, sleep(LATE)).await;
             return;
         };
         self.ready();
         accept(&listener, self.stopping(), serve).await;
-        if bar(&listener) {
-            accept(&listener, sleep(ROUND_TRIPS), serve).await;
+        let listener = Closing::new(listener);
+        if listener.barred {
+            let end = async {
+                either(sleep(ROUND_TRIPS), self.forced()).await;
+            };
+            accept(&listener.listener, end, serve).await;
         }
-        sweep(listener).into_iter().for_each(serve);
+        sweep(&listener.listener).into_iter().for_each(serve);
+        drop(listener);
         drop(sweeping);
     }
 }
@@ -136,44 +141,62 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | ConnectionRefused | Interrupted)
 }
 
-/// From here on nobody begins to connect; whoever has begun may finish. `false` where there is no such thing.
+/// A listener to which nobody begins to connect any more; whoever has begun may finish.
 ///
 /// Closing a listener resets what it has not accepted: connections that arrive after the last `accept`, and those whose
 /// handshake is under way. Their clients believe to be connected, and may have sent their request. So first comes a filter
 /// that drops every packet that would begin a connection, then a while for handshakes, and then the sweep.
+///
+/// The filter is the socket's and not the descriptor's: somebody else may hold that too (socket activation, a hand-over to
+/// the next process), so it goes when this is dropped.
+struct Closing {
+    listener: TcpListener,
+    /// Not everywhere is there such a filter.
+    barred: bool,
+}
+
+impl Closing {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn new(listener: TcpListener) -> Self {
+        use socket2::{SockFilter, SockRef};
+        const SYN: u32 = 0x02;
+        const ACK: u32 = 0x10;
+        // Classic BPF over the TCP header; see `linux/filter.h`.
+        let no_newcomers = [
+            SockFilter::new(0x30, 0, 0, 13),        // load the byte of the flags
+            SockFilter::new(0x54, 0, 0, SYN | ACK), // and with these
+            SockFilter::new(0x15, 0, 1, SYN),       // SYN alone? else skip one
+            SockFilter::new(0x06, 0, 0, 0),         // drop
+            SockFilter::new(0x06, 0, 0, u32::MAX),  // keep
+        ];
+        let barred = SockRef::from(&listener).attach_filter(&no_newcomers).is_ok();
+        Self { listener, barred }
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn new(listener: TcpListener) -> Self {
+        Self { listener, barred: false }
+    }
+}
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn bar(listener: &TcpListener) -> bool {
-    use socket2::{SockFilter, SockRef};
-    const SYN: u32 = 0x02;
-    const ACK: u32 = 0x10;
-    // Classic BPF over the TCP header; see `linux/filter.h`.
-    let no_newcomers = [
-        SockFilter::new(0x30, 0, 0, 13),        // load the byte of the flags
-        SockFilter::new(0x54, 0, 0, SYN | ACK), // and with these
-        SockFilter::new(0x15, 0, 1, SYN),       // SYN alone? else skip one
-        SockFilter::new(0x06, 0, 0, 0),         // drop
-        SockFilter::new(0x06, 0, 0, u32::MAX),  // keep
-    ];
-    SockRef::from(listener)
-        .attach_filter(&no_newcomers)
-        .inspect_err(|error| debug!(target: "buttress", %error, "who connects while the listener closes may be reset"))
-        .is_ok()
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if self.barred {
+            let _ = socket2::SockRef::from(&self.listener).detach_filter();
+        }
+    }
 }
 
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn bar(_: &TcpListener) -> bool {
-    false
-}
-
-/// Takes what the backlog holds and closes the listener.
-fn sweep(listener: TcpListener) -> Vec<TcpStream> {
+/// Takes what the backlog holds.
+fn sweep(listener: &TcpListener) -> Vec<TcpStream> {
+    // Asks the socket itself: tokio knows of what has come only once its reactor has looked.
+    let socket = socket2::SockRef::from(listener);
     let mut swept = Vec::new();
-    let Ok(listener) = listener.into_std() else { return swept };
     loop {
-        // It does not block: tokio's never do.
-        match listener.accept() {
+        match socket.accept() {
             Ok((stream, _)) => {
-                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream.into()));
                 swept.extend(stream.inspect_err(|error| warn!(target: "buttress", %error, "connection lost")).ok());
             }
             Err(error) if is_of_the_connection(&error) => {}

@@ -106,6 +106,10 @@ impl AsyncWrite for Watched {
     /// thrown away: the end of a response whose reader pipelines, uploads, or speaks HTTP/2, where reading is talking.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.connected.is_over() {
+            // It was given away: whoever has it may close one end and read on.
+            return Pin::new(&mut this.stream).poll_shutdown(cx);
+        }
         if this.lingering.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
         }
