@@ -106,12 +106,14 @@ impl<S, H> Guarded<S, H> {
         AgainOf<H>: Again<S, Req>,
         ClassifyOf<H>: Classify<S::Response, <S::Error as Reject<S::Response>>::Cause>,
     {
-        let mut service = self.clone();
-        async move {
-            poll_fn(|cx| service.poll_ready(cx)).await?;
-            service.call(req).await
-        }
+        send(self.clone(), req)
     }
+}
+
+/// Waits until the service is ready, then calls it.
+pub(crate) async fn send<S: Service<Req>, Req>(mut service: S, req: Req) -> Result<S::Response, S::Error> {
+    poll_fn(|cx| service.poll_ready(cx)).await?;
+    service.call(req).await
 }
 
 type PartsOf<H> = <<H as Handle>::Local as Holds>::Parts;

@@ -24,6 +24,7 @@ use std::{
 pub(crate) use attempts::{Calls, Given};
 pub use attempts::{Never, Repeating, Unrepeated};
 pub use future::ResponseFuture;
+pub(crate) use guarded::send;
 pub use guarded::{Guard, Guarded};
 
 use crate::{circuit_breaker::Shared as Breaker, concurrency_limit::Shared as Limit, retry::Retry, spread::Spread};

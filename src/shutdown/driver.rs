@@ -1,11 +1,12 @@
 //! The task that takes a shutdown from one state to the next.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, PoisonError},
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -67,8 +68,7 @@ impl Driver {
         shared.reached(State::Draining).await;
         let Some((trigger, begun)) = shared.begun() else { unreachable!("it drains because something began it") };
         let (plan, begun) = (&shared.plan, *begun);
-        let longest = [plan.abort_grace, shared.hooks_take()].into_iter().fold(plan.total, Duration::saturating_add);
-        shared.systemd.stopping(trigger, longest);
+        shared.systemd.stopping(trigger, shared.to_the_end(plan.total));
 
         // ## Draining
         let lame_duck = async {
@@ -112,30 +112,33 @@ impl Driver {
         self.finish(begun);
     }
 
-    /// Waits for `done` until the limit, or until it is forced. `true` if it came.
-    async fn stage(&mut self, name: &'static str, until: Instant, done: impl Future<Output = ()>) -> bool {
+    /// Waits for `done` until the limit, or until it is forced; not at all if it is forced already.
+    async fn within(&self, name: &'static str, until: Instant, done: impl Future<Output = ()>) -> Option<Stage> {
         if self.shared.state() >= State::Forced {
-            return false;
+            return None;
         }
         let started = now();
         let limited = either(done, sleep_until(until));
         let done = matches!(either(limited, self.shared.reached(State::Forced)).await, First::Left(First::Left(())));
-        self.stages.push(Stage { name, elapsed: now().saturating_duration_since(started), overran: !done });
-        done
+        Some(Stage { name, elapsed: now().saturating_duration_since(started), overran: !done })
     }
 
-    /// More time for a stage that had not enough: what it says of it then is what counts.
+    /// A stage of its own. `true` if `done` came in time.
+    async fn stage(&mut self, name: &'static str, until: Instant, done: impl Future<Output = ()>) -> bool {
+        let stage = self.within(name, until, done).await;
+        let in_time = stage.as_ref().is_some_and(|stage| !stage.overran);
+        self.stages.extend(stage);
+        in_time
+    }
+
+    /// More time for a stage that had not enough: what is said of it then is what counts.
     async fn more(&mut self, name: &'static str, until: Instant, done: impl Future<Output = ()>) -> bool {
-        let known = self.stages.len();
-        let done = self.stage(name, until, done).await;
-        let more = self.stages.drain(known..).next();
-        if let Some(more) = more {
-            if let Some(stage) = self.stages.iter_mut().find(|stage| stage.name == name) {
-                stage.elapsed += more.elapsed;
-                stage.overran = more.overran;
-            }
+        let Some(more) = self.within(name, until, done).await else { return false };
+        if let Some(stage) = self.stages.iter_mut().find(|stage| stage.name == name) {
+            stage.elapsed += more.elapsed;
+            stage.overran = more.overran;
         }
-        done
+        !more.overran
     }
 
     /// Aborts what is left, if there is any, and waits for it a little.
@@ -162,7 +165,7 @@ impl Driver {
     }
 
     async fn run_hooks(&mut self) {
-        let hooks = std::mem::take(&mut *self.shared.hooks.lock().unwrap_or_else(PoisonError::into_inner));
+        let hooks = std::mem::take(&mut *self.shared.hooks());
         for Hook { name, limit, runtime, run } in hooks {
             let started = now();
             let mut task = match runtime {
@@ -189,7 +192,7 @@ impl Driver {
     fn finish(&mut self, begun: Instant) {
         let shared = &self.shared;
         let (tasks, forgotten) = shared.tasks.report(&shared.phases);
-        let listed = |map: &std::collections::BTreeMap<&'static str, usize>| -> Vec<_> {
+        let listed = |map: &BTreeMap<&'static str, usize>| -> Vec<_> {
             map.iter().map(|(name, count)| (*name, *count)).collect()
         };
         let cut = listed(&shared.cut());
@@ -202,7 +205,7 @@ impl Driver {
             stages: std::mem::take(&mut self.stages),
             drained: shared.closed_on().saturating_sub(lost),
             // Relaxed: a count.
-            rejected: shared.rejected.load(std::sync::atomic::Ordering::Relaxed),
+            rejected: shared.rejected.load(Relaxed),
             cut,
             left,
             guards: listed(&shared.guards()),

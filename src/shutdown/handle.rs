@@ -192,7 +192,7 @@ impl Handle {
     /// they have begun, it is too late for another.
     pub fn at_end(&self, name: &'static str, limit: Duration, hook: impl Future<Output = ()> + Send + 'static) {
         let hook = Hook { name, limit, runtime: tokio::runtime::Handle::try_current().ok(), run: Box::pin(hook) };
-        self.shared.hooks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(hook);
+        self.shared.hooks().push(hook);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     marker::PhantomData,
     pin::Pin,
     sync::atomic::Ordering::Relaxed,
@@ -14,7 +14,7 @@ use pin_project::pin_project;
 use tower::{Layer, Service};
 
 use super::{Handle, handle::Call};
-use crate::{Reject, Rejection};
+use crate::{Reject, Rejection, call::send};
 
 /// What a protocol knows of a request.
 pub trait Look<Req> {
@@ -204,11 +204,7 @@ impl<S, P> InFlightService<S, P> {
         S::Error: Reject<S::Response>,
         P: Look<Req> + Respond<S::Response> + Clone,
     {
-        let mut service = self.clone();
-        async move {
-            poll_fn(|cx| service.poll_ready(cx)).await?;
-            service.call(req).await
-        }
+        send(self.clone(), req)
     }
 }
 

@@ -162,19 +162,14 @@ fn keep_time(handle: Handle) -> io::Result<()> {
     thread::Builder::new().name("buttress-watchdog".to_owned()).spawn(move || {
         let Ok(mut alarm) = alarms.recv() else { return };
         loop {
-            let plan = &handle.shared.plan;
             let before = match alarm {
-                Alarm::Begun => plan.total,
+                Alarm::Begun => handle.shared.plan.total,
                 Alarm::Forced => Duration::ZERO,
             };
-            let rest = [plan.abort_grace, handle.shared.hooks_take(), FAREWELL * 3];
-            let longest = rest.into_iter().fold(before, Duration::saturating_add);
+            let longest = handle.shared.to_the_end(before).saturating_add(FAREWELL * 3);
             match alarms.recv_timeout(longest) {
                 Ok(next) => alarm = next,
-                Err(_) => std::process::exit(match handle.shared.forced() {
-                    Some(Force::Signal(signal)) => signal.number().saturating_add(128),
-                    _ => 1,
-                }),
+                Err(_) => std::process::exit(handle.shared.forced().map_or(1, Force::exit_code)),
             }
         }
     })?;

@@ -171,11 +171,10 @@ impl Report {
     /// without an error is no failure: the process stops because of it, and may still be clean.)
     #[must_use]
     pub fn exit_code(&self) -> i32 {
-        if let Some(Force::Signal(signal)) = self.forced {
-            return signal.number().saturating_add(128);
+        if let Some(force) = self.forced {
+            return force.exit_code();
         }
-        let failed = self.forced.is_some()
-            || self.left > 0
+        let failed = self.left > 0
             || self.stages.iter().any(|stage| stage.overran)
             || self.tasks.iter().any(TaskReport::is_failure);
         i32::from(failed)

@@ -122,6 +122,16 @@ pub enum Force {
     RuntimeGone,
 }
 
+impl Force {
+    /// 128 and the signal's number, or 1.
+    pub(super) fn exit_code(self) -> i32 {
+        match self {
+            Force::Signal(signal) => signal.number().saturating_add(128),
+            _ => 1,
+        }
+    }
+}
+
 impl fmt::Display for Force {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -207,7 +217,7 @@ pub(super) struct Shared {
     connections_cut: OnceLock<usize>,
     pub(super) phases: Box<[Phase]>,
     pub(super) tasks: Registry,
-    pub(super) hooks: Mutex<Vec<Hook>>,
+    hooks: Mutex<Vec<Hook>>,
     pub(super) conditions: Conditions,
     pub(super) reloads: watch::Sender<u64>,
     pub(super) waits: Waits,
@@ -334,10 +344,10 @@ impl Shared {
         }
     }
 
-    /// The hooks' limits together.
-    pub(super) fn hooks_take(&self) -> Duration {
-        let hooks = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-        hooks.iter().fold(Duration::ZERO, |sum, hook| sum.saturating_add(hook.limit))
+    /// `time`, and what comes after it at most: joining what was aborted, and the hooks.
+    pub(super) fn to_the_end(&self, time: Duration) -> Duration {
+        let joined = time.saturating_add(self.plan.abort_grace);
+        self.hooks().iter().fold(joined, |sum, hook| sum.saturating_add(hook.limit))
     }
 
     /// A signal came: the first one drains, the second one forces.
@@ -393,6 +403,11 @@ impl Shared {
     /// Calls that were dropped because it was forced, by name.
     pub(super) fn cut(&self) -> MutexGuard<'_, BTreeMap<&'static str, usize>> {
         self.cut.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be done at the very end.
+    pub(super) fn hooks(&self) -> MutexGuard<'_, Vec<Hook>> {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Anything => Done.
