@@ -27,10 +27,7 @@ impl Gate {
     /// Whether the caller is in; it leaves by [`exit`](Self::exit). `emptied` as there.
     #[inline]
     pub(super) fn enter(&self, emptied: impl FnOnce()) -> bool {
-        // Relaxed: nothing is published by coming in. The first look spares a closed gate's word from being written.
-        if self.word.load(Relaxed) & CLOSED != 0 {
-            return false;
-        }
+        // Relaxed: nothing is published by coming in.
         if self.word.fetch_add(ONE, Relaxed) & CLOSED == 0 {
             return true;
         }
@@ -62,6 +59,7 @@ impl Gate {
         self.word.load(Acquire) == CLOSED
     }
 
+    #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.word.load(Acquire) & CLOSED != 0
     }
@@ -101,6 +99,7 @@ impl Room {
         self.gate.is_empty()
     }
 
+    #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.gate.is_closed()
     }

@@ -169,7 +169,7 @@ impl Handle {
     /// # Errors
     /// [`Closed`] once nothing new is admitted.
     pub fn guard(&self, name: &'static str) -> Result<InFlight, Closed> {
-        let call = Call::enter(&self.shared, name).ok_or(Closed)?;
+        let call = Call::admit(&self.shared).then(|| Call::admitted(&self.shared, name, false)).ok_or(Closed)?;
         *self.shared.guards().entry(name).or_default() += 1;
         Ok(InFlight { call })
     }
@@ -218,31 +218,35 @@ impl fmt::Display for Closed {
 
 impl StdError for Closed {}
 
-/// One call that is inside of the gate.
+/// One call that came through the gate; dropping it before its end is known as such.
 #[derive(Debug)]
-pub(super) struct Call {
+pub struct Call {
     shared: Arc<Shared>,
     name: &'static str,
+    /// Neither counted nor refused.
+    exempt: bool,
     /// By itself, and not by being dropped.
     pub(super) ended: bool,
 }
 
 impl Call {
+    /// Counts it; [`admitted`](Self::admitted) is to be called next.
     #[inline]
-    pub(super) fn enter(shared: &Arc<Shared>, name: &'static str) -> Option<Self> {
-        // The count comes first, so that whoever closes the gate waits for it; the drop of what is made next undoes it.
-        shared.calls.0.enter().then(|| Self { shared: Arc::clone(shared), name, ended: false })
+    pub(super) fn admit(shared: &Shared) -> bool {
+        // The look at the state, which hardly ever changes, spares a closed gate's word from being written by whoever is
+        // turned away.
+        !shared.is_stopping() && shared.calls.0.enter()
+    }
+
+    /// To be dropped when it is over.
+    #[inline]
+    pub(super) fn admitted(shared: &Arc<Shared>, name: &'static str, exempt: bool) -> Self {
+        Self { shared: Arc::clone(shared), name, exempt, ended: false }
     }
 
     #[cfg(feature = "http")]
     pub(super) fn is_draining(&self) -> bool {
         self.shared.is_draining()
-    }
-
-    /// It came to its end by itself.
-    #[inline]
-    pub(super) fn end(mut self) {
-        self.ended = true;
     }
 
     #[cold]
@@ -256,8 +260,11 @@ impl Call {
 impl Drop for Call {
     #[inline]
     fn drop(&mut self) {
-        if self.shared.calls.0.is_closed() {
-            // Before it leaves: whoever waits makes the report next.
+        if self.exempt {
+            return;
+        }
+        // Before it leaves: whoever waits makes the report next.
+        if self.shared.is_stopping() {
             self.cut();
         }
         self.shared.calls.0.exit();

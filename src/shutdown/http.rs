@@ -6,7 +6,8 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTI
 
 use super::{
     Handle, InFlightLayer,
-    layer::{Counted, Look, Pass, Respond, Seen},
+    handle::Call,
+    layer::{Look, Respond, Seen},
 };
 use crate::http::{Held, Hold};
 
@@ -56,24 +57,20 @@ impl<B> Look<Request<B>> for Http {
 }
 
 impl<B> Respond<Response<B>> for Http {
-    type Response = Response<Held<B, Counted>>;
+    type Response = Response<Held<B, Call>>;
 
     #[inline]
-    fn respond(seen: Seen, pass: Pass, mut res: Response<B>) -> Self::Response {
-        if seen.closes && pass.is_draining() {
+    fn respond(seen: Seen, call: &mut Option<Call>, mut res: Response<B>) -> Self::Response {
+        if seen.closes && call.as_ref().is_none_or(Call::is_draining) {
             close(&mut res);
         }
-        let call = match pass {
-            Pass::Counted(call) => Some(call),
-            Pass::Exempt(_) | Pass::Refused => None,
-        };
-        res.map(|body| Held::new(body, call))
+        res.map(|body| Held::new(body, call.take()))
     }
 }
 
-impl Hold for Counted {
+impl Hold for Call {
     fn end(&mut self) {
-        self.0.ended = true;
+        self.ended = true;
     }
 }
 

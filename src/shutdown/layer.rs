@@ -37,43 +37,9 @@ pub trait Respond<Res> {
     /// The response, with the call if it lasts longer than that.
     type Response;
 
-    /// The call has its response.
-    fn respond(seen: Seen, pass: Pass, res: Res) -> Self::Response;
+    /// The call has its response; what stays in `call` is let go of now.
+    fn respond(seen: Seen, call: &mut Option<Call>, res: Res) -> Self::Response;
 }
-
-/// How a call came through the gate.
-#[derive(Debug)]
-pub enum Pass {
-    /// It is counted.
-    Counted(Counted),
-    /// It is neither counted nor refused.
-    Exempt(Handle),
-    /// It did not.
-    Refused,
-}
-
-impl Pass {
-    /// The call came to its end.
-    #[inline]
-    fn end(self) {
-        if let Pass::Counted(Counted(call)) = self {
-            call.end();
-        }
-    }
-
-    #[cfg(feature = "http")]
-    pub(super) fn is_draining(&self) -> bool {
-        match self {
-            Pass::Counted(Counted(call)) => call.is_draining(),
-            Pass::Exempt(handle) => handle.is_draining(),
-            Pass::Refused => true,
-        }
-    }
-}
-
-/// A call in flight; dropping it before its end is known as such.
-#[derive(Debug)]
-pub struct Counted(pub(super) Call);
 
 /// Any protocol: a call ends with its future.
 ///
@@ -97,8 +63,7 @@ impl<Res> Respond<Res> for Calls {
     type Response = Res;
 
     #[inline]
-    fn respond(_: Seen, pass: Pass, res: Res) -> Res {
-        pass.end();
+    fn respond(_: Seen, _: &mut Option<Call>, res: Res) -> Res {
         res
     }
 }
@@ -227,30 +192,39 @@ where
     fn call(&mut self, req: Req) -> Self::Future {
         let Gated { handle, name, protocol, .. } = &self.gate;
         let seen = protocol.look(&req);
-        let pass = if seen.exempt {
-            Pass::Exempt(handle.clone())
-        } else {
-            Call::enter(&handle.shared, name).map_or(Pass::Refused, |call| Pass::Counted(Counted(call)))
-        };
-        let state = if matches!(pass, Pass::Refused) {
+        if !seen.exempt && !Call::admit(&handle.shared) {
             // The readiness that was reserved below is given back.
             self.inner = self.inner.clone();
-            State::Refused { rejection: Some(self.gate.refuse()) }
-        } else {
-            // If the service panics, the pass is dropped.
-            State::Running { inner: self.inner.call(req) }
-        };
-        InFlightFuture { state, seen, pass: Some(pass), protocol: PhantomData }
+            let state = State::Refused(self.gate.refuse());
+            return InFlightFuture { state, seen, call: None, protocol: PhantomData };
+        }
+        // Before the service is called: if it panics, the call is dropped. And all in one expression, so that the future
+        // is made in its final place.
+        let call = Some(Call::admitted(&handle.shared, name, seen.exempt));
+        InFlightFuture { call, state: State::Running { inner: self.inner.call(req) }, seen, protocol: PhantomData }
     }
 }
 
 impl<P> Gated<P> {
     #[cold]
-    fn refuse(&self) -> Rejection {
+    fn refuse(&self) -> Refused {
         self.handle.shared.rejected.fetch_add(1, Relaxed);
-        let rejection = Rejection::stopping(self.name, self.retry_after);
-        rejection.log();
-        rejection
+        let refused = Refused { name: self.name, retry_after: self.retry_after };
+        refused.rejection().log();
+        refused
+    }
+}
+
+/// What the rejection is made of, in less room than it takes.
+struct Refused {
+    name: &'static str,
+    retry_after: Duration,
+}
+
+impl Refused {
+    #[cold]
+    fn rejection(&self) -> Rejection {
+        Rejection::stopping(self.name, self.retry_after)
     }
 }
 
@@ -268,12 +242,12 @@ impl<S: fmt::Debug, P> fmt::Debug for InFlightService<S, P> {
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct InFlightFuture<F, P> {
-    // In front of the pass, so that the work is dropped before it is let go of.
+    // In front of the call, so that the work is dropped before it is let go of.
     #[pin]
     state: State<F>,
     seen: Seen,
-    /// `None` once the response was returned.
-    pass: Option<Pass>,
+    /// `None` if it was refused, and once the response was returned.
+    call: Option<Call>,
     protocol: PhantomData<fn() -> P>,
 }
 
@@ -283,8 +257,8 @@ enum State<F> {
         #[pin]
         inner: F,
     },
-    /// `None` once it is over.
-    Refused { rejection: Option<Rejection> },
+    Refused(Refused),
+    Done,
 }
 
 impl<F, P, Res, E> Future for InFlightFuture<F, P>
@@ -300,26 +274,22 @@ where
         let mut this = self.project();
         let outcome = match this.state.as_mut().project() {
             StateProj::Running { inner } => ready!(inner.poll(cx)),
-            StateProj::Refused { rejection } => match rejection.take() {
-                Some(rejection) => E::reject(rejection),
-                None => panic!("a response future was polled after completion"),
-            },
+            StateProj::Refused(refused) => E::reject(refused.rejection()),
+            StateProj::Done => panic!("a response future was polled after completion"),
         };
         // The work ends before its call does.
-        this.state.set(State::Refused { rejection: None });
-        let pass = this.pass.take().unwrap_or(Pass::Refused);
-        Poll::Ready(match outcome {
-            Ok(res) => Ok(P::respond(*this.seen, pass, res)),
-            Err(error) => {
-                pass.end();
-                Err(error)
-            }
-        })
+        this.state.set(State::Done);
+        let outcome = outcome.map(|res| P::respond(*this.seen, this.call, res));
+        if let Some(call) = this.call {
+            call.ended = true;
+        }
+        *this.call = None;
+        Poll::Ready(outcome)
     }
 }
 
 impl<F, P> fmt::Debug for InFlightFuture<F, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InFlightFuture").field("pass", &self.pass).finish_non_exhaustive()
+        f.debug_struct("InFlightFuture").field("call", &self.call).finish_non_exhaustive()
     }
 }

@@ -54,6 +54,30 @@
 //! | clients with retries and queues | [`PolicyBuilder::shutdown`](crate::policy::PolicyBuilder::shutdown) |
 //! | a main function | `Shutdown::main`, which ends the process on time whatever hangs |
 //!
+//! A server of your own, here axum's, hears of the states, and the layer counts its calls:
+//!
+//! ```no_run
+//! # #[cfg(feature = "http")] mod example {
+//! use axum::{Router, routing::get};
+//! use buttress::{Shutdown, shutdown::Report};
+//! use tokio::net::TcpListener;
+//!
+//! async fn serve(shutdown: Shutdown, listener: TcpListener) -> Report {
+//!     let handle = shutdown.handle();
+//!     let app = Router::new().route("/", get(async || "hello")).layer(handle.in_flight_layer());
+//!     let server = axum::serve(listener, app).with_graceful_shutdown(handle.stopping());
+//!     let server = tokio::spawn(server.into_future());
+//!     handle.ready();
+//!     let report = shutdown.wait().await;
+//!     server.abort(); // it may wait for connections that nobody uses any more
+//!     report
+//! }
+//! # }
+//! ```
+//!
+//! In a test there are no signals unless they are asked for: [`trigger`](Handle::trigger) begins it, and on paused time
+//! (`#[tokio::test(start_paused = true)]`) it takes as long as it is told to, at once.
+//!
 //! # How long it takes
 //!
 //! ```text
@@ -99,6 +123,8 @@ pub use handle::{Closed, Handle, InFlight, Reloads, Shutdown};
 pub use layer::{Calls, InFlightFuture, InFlightLayer, InFlightService};
 pub use readiness::Condition;
 pub use report::{Report, Stage, TaskOutcome, TaskReport};
+#[cfg(feature = "serve")]
+pub use serve::PeerAddr;
 pub use signal::{Signal, Signals};
 pub use state::{Force, State, Trigger};
 pub use tasks::{IntoOutcome, Refused, Restart, Task, TaskContext, Why};

@@ -274,6 +274,13 @@ impl Shared {
         self.state() >= State::Draining
     }
 
+    /// A hint for calls, which look at nothing that they find by it.
+    #[inline]
+    pub(super) fn is_stopping(&self) -> bool {
+        // Relaxed: whoever goes on from here asks the gate, or `state`.
+        self.state.load(Relaxed) >= State::Stopping as u8
+    }
+
     /// Moves forward; `false` if it is there, or further, already.
     pub(super) fn advance(&self, to: State) -> bool {
         // AcqRel: pairs with the load above, and with whoever moved it before.

@@ -26,13 +26,15 @@ use tokio::{
 use tower::{BoxError, Service};
 use tracing::debug;
 
-use super::{QUIET, ROUND_TRIPS, stream::Watched};
+use super::{PeerAddr, QUIET, ROUND_TRIPS, stream::Watched};
 use crate::shutdown::{State, http::close, state::Shared};
 
 /// A connection, as the shutdown counts it and looks at it.
 #[derive(Debug)]
 pub(super) struct Connected {
     shared: Arc<Shared>,
+    /// Unless the peer has gone already.
+    peer: Option<PeerAddr>,
     /// Whether the shutdown waits for it; if not, whoever serves it does.
     counted: bool,
     /// Calls whose bodies have not ended.
@@ -52,9 +54,10 @@ pub(super) struct Connected {
 }
 
 impl Connected {
-    pub(super) fn new(shared: &Arc<Shared>) -> Arc<Self> {
+    pub(super) fn new(shared: &Arc<Shared>, stream: &TcpStream) -> Arc<Self> {
         Arc::new(Self {
             shared: Arc::clone(shared),
+            peer: stream.peer_addr().ok().map(PeerAddr),
             counted: shared.connections.enter(),
             calls: AtomicUsize::new(0),
             http2: AtomicBool::new(false),
@@ -200,7 +203,10 @@ where
     type Error = S::Error;
     type Future = Answer<S, S::Future>;
 
-    fn call(&self, req: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut req: Request<Incoming>) -> Self::Future {
+        if let Some(peer) = self.connected.peer {
+            req.extensions_mut().insert(peer);
+        }
         let http2 = req.version() == Version::HTTP_2;
         if http2 {
             self.connected.http2.store(true, Relaxed);

@@ -3,7 +3,7 @@
 mod connection;
 mod stream;
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use http_body::Body;
@@ -37,6 +37,21 @@ const LATE: Duration = Duration::from_secs(2);
 /// After an error of `accept` that is not the connection's own, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Whose request it is: `serve` puts it among the request's extensions, where axum's `Extension` finds it. Behind a proxy it is
+/// the proxy's.
+///
+/// ```
+/// use axum::{Extension, Router, routing::get};
+/// use buttress::shutdown::PeerAddr;
+///
+/// let who = async |Extension(PeerAddr(peer)): Extension<PeerAddr>| peer.to_string();
+/// let app: Router = Router::new().route("/who", get(who));
+/// # let _ = app;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(docsrs, doc(cfg(feature = "serve")))]
+pub struct PeerAddr(pub SocketAddr);
+
 impl Shutdown {
     /// Serves HTTP/1 and HTTP/2 on this listener until it is told to stop, goes through the whole shutdown, and returns the
     /// report. [Ready](Handle::ready) from here on.
@@ -47,7 +62,7 @@ impl Shutdown {
     /// refused instead of begun.
     ///
     /// `app` is any clonable tower service from `http::Request<hyper::body::Incoming>` to an `http::Response`; an axum
-    /// `Router` is one. TLS, other listeners: use the layer and [`wait`](Self::wait) around your own server.
+    /// `Router` is one. Each request carries its [`PeerAddr`]. TLS, other listeners: use the layer and [`wait`](Self::wait) around your own server.
     ///
     /// # Cancel safety
     /// Dropping the future drops the `Shutdown`, and that aborts everything.
@@ -77,7 +92,7 @@ impl Handle {
         let connection = |stream: TcpStream| {
             // Small answers are not to wait for more; a failure costs nothing but that.
             let _ = stream.set_nodelay(true);
-            connection::run(Connected::new(&self.shared), stream, app.clone())
+            connection::run(Connected::new(&self.shared, &stream), stream, app.clone())
         };
         let serve = |stream| drop(tokio::spawn(connection(stream)));
         let Some(sweeping) = Sweeping::enter(&self.shared) else {

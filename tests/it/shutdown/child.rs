@@ -326,6 +326,26 @@ fn holds_stderr() {
     end(code)
 }
 
+/// Whoever logs anything does not return from it.
+#[test]
+#[ignore = "a child process of shutdown::process, which runs it"]
+fn hangs_in_its_log() {
+    if !plays("hangs_in_its_log") {
+        return;
+    }
+    let code = Shutdown::main(quick(), Signals::default(), async |shutdown: Shutdown| {
+        let blocks = || -> io::Stderr {
+            hang();
+            io::stderr()
+        };
+        tracing_subscriber::fmt().with_writer(blocks).init();
+        shutdown.handle().ready();
+        tell("ready");
+        Ok(shutdown.wait().await)
+    });
+    end(code)
+}
+
 /// Is busy, with a standard error that nobody reads: closed by the parent, or full.
 #[test]
 #[ignore = "a child process of shutdown::process, which runs it"]

@@ -386,6 +386,16 @@ async fn who_holds_the_lock_of_stderr_does_not_hold_the_process() {
 
 // SHUTDOWN: 21
 #[tokio::test]
+async fn a_log_that_never_returns_does_not_hold_the_process() {
+    let mut child = role("hangs_in_its_log").start();
+    child.hears("ready").await;
+    child.signal("TERM");
+    let end = child.ended().await;
+    assert_eq!(end.code, Some(1), "{end:?}");
+}
+
+// SHUTDOWN: 21
+#[tokio::test]
 async fn a_closed_stderr_does_not_hold_the_process() {
     let mut child = role("is_not_heard").with(0).stderr(Stderr::Closed).start();
     child.hears("ready").await;

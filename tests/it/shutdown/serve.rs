@@ -13,7 +13,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     body::{Body, Bytes},
     extract::Request,
     http::{StatusCode, header},
@@ -22,7 +22,7 @@ use axum::{
 };
 use buttress::{
     Shutdown, ShutdownBuilder,
-    shutdown::{Force, Handle, Report, State, Trigger},
+    shutdown::{Force, Handle, PeerAddr, Report, State, Trigger},
 };
 use http_body_util::BodyExt;
 use hyper::{
@@ -35,7 +35,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, mpsc},
     task::JoinHandle,
-    time::{Sleep, advance, pause, resume, sleep, timeout},
+    time::{Instant, Sleep, advance, pause, resume, sleep, timeout},
 };
 
 use crate::support::{Counts, ms, secs, settle};
@@ -936,6 +936,38 @@ async fn dropping_the_future_of_serve_aborts_the_connections() {
     assert!(in_time(call).await.unwrap().is_err());
     let _ = in_time(connection).await.unwrap();
     assert!(TcpStream::connect(server.addr).await.is_err(), "the listener is closed");
+}
+
+/// On paused time, which goes on when nobody has anything to do: what is waited for shows.
+#[tokio::test]
+#[allow(clippy::disallowed_methods)] // tokio's clock, to see that nothing took any time
+async fn who_is_forced_waits_for_no_handshake() {
+    let mut app = App::new();
+    let server = serve(at_once(), |handle| app.routes(handle)).await;
+    let mut one = Raw::connect(server.addr).await;
+    one.get("/held").await;
+    app.begun().await;
+    pause();
+    let begun = Instant::now();
+    server.handle.force();
+    let report = server.task.await.unwrap();
+    assert_eq!((report.forced, begun.elapsed()), (Some(Force::Asked), ms(0)), "{report}");
+}
+
+#[tokio::test]
+async fn the_app_is_told_who_asks() {
+    let whom = |handle: &Handle| {
+        let who = async |Extension(PeerAddr(peer)): Extension<PeerAddr>| peer.to_string();
+        Router::new().route("/who", get(who)).layer(handle.in_flight_layer())
+    };
+    let server = serve(at_once(), whom).await;
+    let mut one = Raw::connect(server.addr).await;
+    let addr = one.stream.local_addr().unwrap().to_string();
+    one.get("/who").await;
+    assert_eq!(one.answer().await.body, addr.as_bytes());
+    server.stop().await;
+    one.closed().await;
+    assert!(server.report().await.is_clean());
 }
 
 #[tokio::test]
