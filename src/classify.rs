@@ -20,6 +20,10 @@ pub enum Verdict {
         /// What the server said about when to come back. Never undercut.
         retry_after: Option<Duration>,
     },
+    /// It provably never reached the service: as transient, but safe to send again whatever it asks for.
+    Unsent,
+    /// It failed, and is not to be asked again: a breaker counts it as a failure, retry gives up.
+    Failed,
     /// It refused because it has too much to do. Retried like a transient failure, and counted as one
     /// by a breaker unless it is told otherwise.
     Throttled {
@@ -76,6 +80,10 @@ impl Verdict {
     note = "over `policy.wrap(service)` and `policy.call` the error is the service's own; over `BoxError` it is `dyn Error + Send + Sync`"
 )]
 pub trait Classify<Res, Cause: ?Sized> {
+    /// Whether a call that was [throttled](Verdict::Throttled), without a word about when to come back, is tried again unless
+    /// [the retry](crate::RetryBuilder::retry_throttled) says otherwise.
+    const RETRIES_THROTTLED: bool = true;
+
     /// Judges one outcome.
     fn classify(&self, outcome: Result<&Res, &Cause>) -> Verdict;
 }

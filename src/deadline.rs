@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::{
     ByResult, Error,
-    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated},
+    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
     clock::{self, after, now},
 };
 
@@ -343,6 +343,7 @@ pub struct DeadlineParts {
 impl Parts for DeadlineParts {
     type Classify = ByResult;
     type Again = Unrepeated;
+    type Hold = UntilHeaders;
     const SCOPED: bool = true;
 
     #[inline]
@@ -358,6 +359,11 @@ impl Parts for DeadlineParts {
     #[inline]
     fn again(&self) -> &Unrepeated {
         &Unrepeated::ONCE
+    }
+
+    #[inline]
+    fn hold(&self) -> &UntilHeaders {
+        &UntilHeaders::HERE
     }
 
     #[inline]

@@ -110,7 +110,7 @@ mod window;
 #[doc(inline)]
 pub use crate::{
     backoff::{Backoff, Jitter},
-    call::{Guard, Guarded, ResponseFuture},
+    call::{Guard, Guarded, ResponseFuture, UntilHeaders},
     circuit_breaker::{CircuitBreaker, CircuitBreakerBuilder, CircuitBreakerLayer, CircuitBreakerService},
     classify::{ByResult, Classify, Verdict},
     concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencyLimitLayer, ConcurrencyLimitService},

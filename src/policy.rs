@@ -15,7 +15,7 @@ use tower::Layer;
 use crate::{
     CircuitBreaker, CircuitBreakerBuilder, Classify, ConcurrencyLimit, ConcurrencyLimitBuilder, ConfigError, Error,
     Reject, Retry, RetryBuilder,
-    call::{Calls, Guard, Guarded, Parts, Repeating, ResponseFuture},
+    call::{BodyTimes, Calls, Guard, Guarded, Parts, Repeating, ResponseFuture},
     circuit_breaker, concurrency_limit,
     config::Checks,
     kind::{Cloned, Kind, Plain},
@@ -61,6 +61,7 @@ pub struct PolicyParts<K> {
     breaker: Option<CircuitBreaker>,
     limit: Option<ConcurrencyLimit>,
     timeout: Option<Duration>,
+    body: BodyTimes,
     kind: K,
 }
 
@@ -77,6 +78,50 @@ impl Policy {
     /// For services whose requests are `Clone` and safe to repeat.
     pub fn cloned(name: &'static str) -> PolicyBuilder<Cloned> {
         PolicyBuilder::new(name, Cloned::default())
+    }
+
+    /// For HTTP servers, by [`layer`](Self::layer): an axum `Router`, or any service of `http::Request` and `http::Response`.
+    ///
+    /// Judges by status, so that a circuit breaker opens on 5xx though a router never fails; a call lasts until the body of
+    /// its response ends or is dropped, so that a limit of 8 holds with streams, and the deadline goes on into the body.
+    /// `.hold(UntilHeaders)` has it end with the headers.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use buttress::{ConcurrencyLimit, Policy};
+    ///
+    /// let policy = Policy::http_server("api")
+    ///     .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64))
+    ///     .timeout(std::time::Duration::from_secs(1))
+    ///     .build()?;
+    /// let app: Router = Router::new().route("/", get(async || "hello")).layer(policy.layer());
+    /// # let _ = app;
+    /// # Ok::<(), buttress::ConfigError>(())
+    /// ```
+    #[cfg(feature = "http")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    pub fn http_server(name: &'static str) -> PolicyBuilder<crate::http::HttpServer> {
+        PolicyBuilder::new(name, crate::http::HttpServer::default())
+    }
+
+    /// For HTTP clients, by [`wrap`](Self::wrap): hyper-util's, or any service of `http::Request` and `http::Response`.
+    ///
+    /// Judges by status, honours `Retry-After`, repeats what is idempotent; the permit is given back with the headers, the
+    /// deadline goes on into the body. Feature `hyper` knows from the client's errors what was never sent.
+    #[cfg(feature = "http")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    pub fn http_client(name: &'static str) -> PolicyBuilder<crate::http::HttpClient> {
+        let until = crate::http::UntilBody::new().release_at_headers();
+        PolicyBuilder::new(name, crate::http::HttpClient::default().with_hold(until))
+    }
+
+    /// For gRPC: [`wrap`](Self::wrap) around a tonic `Channel`, [`layer`](Self::layer) around a tonic service or server, and
+    /// [`call_as`](Self::call_as) around calls of a generated client. Judges by gRPC status, see
+    /// [`ByGrpcStatus`](crate::http::ByGrpcStatus).
+    #[cfg(feature = "http")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    pub fn grpc(name: &'static str) -> PolicyBuilder<crate::http::Grpc> {
+        PolicyBuilder::new(name, crate::http::Grpc::default())
     }
 
     /// For `reqwest::Client`, by [`wrap`](Self::wrap): judges by status, honours `Retry-After`, repeats what is idempotent.
@@ -140,7 +185,7 @@ impl<K> Policy<K> {
     }
 }
 
-impl<C, R> Policy<Kind<C, R>> {
+impl<C, R, H> Policy<Kind<C, R, H>> {
     /// Calls an async function through the policy, as often as need be. It may borrow; the attempt's number is
     /// [`retry::current_attempt`](crate::retry::current_attempt). With [retry](PolicyBuilder::retry) the closure is repeated
     /// on every kind of policy: the strategy for requests has no say here.
@@ -155,7 +200,7 @@ impl<C, R> Policy<Kind<C, R>> {
     pub fn call<F, Fut, T, E>(
         &self,
         mut f: F,
-    ) -> impl Future<Output = Result<T, Error<E>>> + use<'_, F, Fut, T, E, C, R>
+    ) -> impl Future<Output = Result<T, Error<E>>> + use<'_, F, Fut, T, E, C, R, H>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, E>>,
@@ -173,7 +218,7 @@ impl<C, R> Policy<Kind<C, R>> {
     ///
     /// # Panics
     /// As `call`.
-    pub fn call_as<F, Fut, T, E>(&self, mut f: F) -> impl Future<Output = Result<T, E>> + use<'_, F, Fut, T, E, C, R>
+    pub fn call_as<F, Fut, T, E>(&self, mut f: F) -> impl Future<Output = Result<T, E>> + use<'_, F, Fut, T, E, C, R, H>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, E>>,
@@ -204,9 +249,10 @@ impl<K> fmt::Debug for Policy<K> {
     }
 }
 
-impl<C, R> Parts for PolicyParts<Kind<C, R>> {
+impl<C, R, H> Parts for PolicyParts<Kind<C, R, H>> {
     type Classify = C;
     type Again = Repeating<R>;
+    type Hold = H;
     const SCOPED: bool = true;
 
     #[inline]
@@ -222,6 +268,16 @@ impl<C, R> Parts for PolicyParts<Kind<C, R>> {
     #[inline]
     fn again(&self) -> &Repeating<R> {
         self.kind.again()
+    }
+
+    #[inline]
+    fn hold(&self) -> &H {
+        self.kind.hold()
+    }
+
+    #[inline]
+    fn body(&self) -> BodyTimes {
+        self.body
     }
 
     #[inline]
@@ -332,13 +388,24 @@ pub struct PolicyBuilder<K = Plain> {
     breaker: Option<Part<CircuitBreakerBuilder, CircuitBreaker>>,
     limit: Option<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>,
     timeout: Option<Duration>,
+    body: BodyTimes,
     shutdown: Option<shutdown::Handle>,
     kind: K,
 }
 
 impl<K> PolicyBuilder<K> {
     fn new(name: &'static str, kind: K) -> Self {
-        Self { name, deadline: None, retry: None, breaker: None, limit: None, timeout: None, shutdown: None, kind }
+        Self {
+            name,
+            deadline: None,
+            retry: None,
+            breaker: None,
+            limit: None,
+            timeout: None,
+            body: BodyTimes::default(),
+            shutdown: None,
+            kind,
+        }
     }
 
     /// How long the whole call may take, retries and waits included.
@@ -389,7 +456,13 @@ impl<K> PolicyBuilder<K> {
     pub fn build(self) -> Result<Policy<K>, ConfigError> {
         let mut checks = Checks::new("policy");
         checks.name(Some(self.name));
-        for (setting, time) in [("deadline", self.deadline), ("timeout", self.timeout)] {
+        let times = [
+            ("deadline", self.deadline),
+            ("timeout", self.timeout),
+            ("body_idle_timeout", self.body.idle),
+            ("body_timeout", self.body.whole),
+        ];
+        for (setting, time) in times {
             if let Some(time) = time {
                 checks.time(setting, time);
             }
@@ -411,6 +484,7 @@ impl<K> PolicyBuilder<K> {
                 told(shutdown, limit, ConcurrencyLimitBuilder::shutdown).assemble(name)
             }),
             timeout: self.timeout,
+            body: self.body,
             kind: self.kind,
         };
         Ok(Policy { parts: Spread::new(parts) })
@@ -425,20 +499,45 @@ fn told<B>(shutdown: Option<&shutdown::Handle>, part: B, tell: fn(B, &shutdown::
     }
 }
 
-impl<C, R> PolicyBuilder<Kind<C, R>> {
+impl<C, R, H> PolicyBuilder<Kind<C, R, H>> {
     /// Judges outcomes by a classifier of your own. A closure whose argument's type is
     /// not written out wants to be wrapped in [`classify::from_fn`](crate::classify::from_fn), which pins it down.
-    pub fn classify<C2>(self, classify: C2) -> PolicyBuilder<Kind<C2, R>> {
+    pub fn classify<C2>(self, classify: C2) -> PolicyBuilder<Kind<C2, R, H>> {
         self.with_kind(|kind| kind.with_classify(classify))
     }
 
     /// Repeats requests by a [strategy](crate::retry::Repeat) of your own.
-    pub fn repeat<R2>(self, repeat: R2) -> PolicyBuilder<Kind<C, R2>> {
+    pub fn repeat<R2>(self, repeat: R2) -> PolicyBuilder<Kind<C, R2, H>> {
         self.with_kind(|kind| kind.with_repeat(repeat))
     }
 
-    fn with_kind<K2>(self, with: impl FnOnce(Kind<C, R>) -> K2) -> PolicyBuilder<K2> {
-        let Self { name, deadline, retry, breaker, limit, timeout, shutdown, kind } = self;
-        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, shutdown, kind: with(kind) }
+    /// How long a call lasts: [`UntilHeaders`](crate::UntilHeaders), or `http::UntilBody`, with which the deadline goes on
+    /// into the response's body.
+    pub fn hold<H2>(self, hold: H2) -> PolicyBuilder<Kind<C, R, H2>> {
+        self.with_kind(|kind| kind.with_hold(hold))
+    }
+
+    fn with_kind<K2>(self, with: impl FnOnce(Kind<C, R, H>) -> K2) -> PolicyBuilder<K2> {
+        let Self { name, deadline, retry, breaker, limit, timeout, body, shutdown, kind } = self;
+        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, body, shutdown, kind: with(kind) }
+    }
+}
+
+#[cfg(feature = "http")]
+impl<C, R, T> PolicyBuilder<Kind<C, R, crate::http::UntilBody<T>>> {
+    /// How long the response's body may be silent, between one piece and the next; a body that is cut off fails with the
+    /// [`Rejection`](crate::Rejection), for [`Timeout`](crate::Reason::Timeout). Counted while its reader waits for it.
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    pub fn body_idle_timeout(mut self, time: Duration) -> Self {
+        self.body.idle = Some(time);
+        self
+    }
+
+    /// How long the whole body may take, from when its reader first waits for it. The [deadline](Self::deadline) goes on
+    /// into the body in any case.
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    pub fn body_timeout(mut self, time: Duration) -> Self {
+        self.body.whole = Some(time);
+        self
     }
 }

@@ -71,6 +71,10 @@ pub enum Rule {
     MaxWait,
     /// The attempt timeout.
     AttemptTimeout,
+    /// The body of the response was silent for too long.
+    BodyIdle,
+    /// The body of the response took too long.
+    BodyTimeout,
     /// The deadline of the whole call.
     Deadline,
     /// The shutdown drains: nothing waits or is tried again.
@@ -80,7 +84,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    pub(crate) const ALL: [Rule; 14] = [
+    pub(crate) const ALL: [Rule; 16] = [
         Rule::FailureRate,
         Rule::SlowCallRate,
         Rule::ConsecutiveFailures,
@@ -92,6 +96,8 @@ impl Rule {
         Rule::QueueFull,
         Rule::MaxWait,
         Rule::AttemptTimeout,
+        Rule::BodyIdle,
+        Rule::BodyTimeout,
         Rule::Deadline,
         Rule::Draining,
         Rule::Stopping,
@@ -112,6 +118,8 @@ impl Rule {
             Rule::QueueFull => "queue_full",
             Rule::MaxWait => "max_wait",
             Rule::AttemptTimeout => "attempt_timeout",
+            Rule::BodyIdle => "body_idle",
+            Rule::BodyTimeout => "body_timeout",
             Rule::Deadline => "deadline",
             Rule::Draining => "draining",
             Rule::Stopping => "stopping",
@@ -256,6 +264,8 @@ impl fmt::Display for Rejection {
             Rule::QueueFull => write!(f, "{measured} waiting, {threshold} allowed")?,
             Rule::MaxWait => write!(f, "waited {measured:.3} s, {threshold:.3} s is the most")?,
             Rule::AttemptTimeout => write!(f, "{measured:.3} s, {threshold:.3} s allowed")?,
+            Rule::BodyIdle => write!(f, "its body was silent for {threshold:.3} s")?,
+            Rule::BodyTimeout => write!(f, "its body took more than {threshold:.3} s")?,
             Rule::Deadline if threshold.is_nan() => f.write_str("no time left")?,
             Rule::Deadline => write!(f, "no time left of {threshold:.3} s")?,
             Rule::Draining => f.write_str("nothing waits or is tried again")?,
@@ -268,7 +278,13 @@ impl fmt::Display for Rejection {
     }
 }
 
-impl StdError for Rejection {}
+impl StdError for Rejection {
+    /// By feature `tonic` the `Status` of its reason, for tonic's clients to find.
+    #[cfg(feature = "tonic")]
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(crate::http::tonic::status_of(self.reason))
+    }
+}
 
 /// By the bits of the figures, so that "no figure" (`NaN`) equals itself.
 impl PartialEq for Rejection {

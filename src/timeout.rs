@@ -9,7 +9,7 @@ use std::{future::Future, time::Duration};
 
 use crate::{
     ByResult, Error, Reject,
-    call::{Given, Guard, Guarded, Inline, Never, Parts, ResponseFuture},
+    call::{Given, Guard, Guarded, Inline, Never, Parts, ResponseFuture, UntilHeaders},
 };
 
 /// A time that one attempt may take, waiting in the layers below included. A handle, not itself a layer:
@@ -87,6 +87,7 @@ impl Timeout {
 impl Parts for Timeout {
     type Classify = ByResult;
     type Again = Never;
+    type Hold = UntilHeaders;
 
     #[inline]
     fn name(&self) -> &'static str {
@@ -101,6 +102,11 @@ impl Parts for Timeout {
     #[inline]
     fn again(&self) -> &Never {
         &Never
+    }
+
+    #[inline]
+    fn hold(&self) -> &UntilHeaders {
+        &UntilHeaders::HERE
     }
 
     #[inline]

@@ -7,7 +7,7 @@ use std::{
 
 use tower::Service;
 
-use super::Parts;
+use super::{Parts, hold::UntilHeaders};
 use crate::{
     lift::LiftFuture,
     retry::{Once, Repeat},
@@ -20,6 +20,9 @@ pub trait Again<S, Req> {
 
     /// The request once more.
     fn repeat(&self, req: &Req) -> Option<Req>;
+
+    /// Whether a copy can and may be sent, after an attempt that may have reached the service.
+    fn may_send(&self, copy: &Req, sent: bool) -> bool;
 }
 
 /// Neither waits nor repeats, so the service need not be `Clone`.
@@ -35,6 +38,11 @@ impl<S, Req> Again<S, Req> for Never {
     #[inline]
     fn repeat(&self, _: &Req) -> Option<Req> {
         None
+    }
+
+    #[inline]
+    fn may_send(&self, _: &Req, _: bool) -> bool {
+        false
     }
 }
 
@@ -59,6 +67,11 @@ impl<S: Clone, Req, R: Repeat<Req>> Again<S, Req> for Repeating<R> {
     fn repeat(&self, req: &Req) -> Option<Req> {
         self.0.repeat(req)
     }
+
+    #[inline]
+    fn may_send(&self, copy: &Req, sent: bool) -> bool {
+        self.0.may_send(copy, sent)
+    }
 }
 
 /// The attempts of one call.
@@ -67,9 +80,14 @@ pub trait Attempts<P> {
     type Future;
     /// What getting ready to run may fail with.
     type Error;
+    /// How long a call lasts.
+    type Hold;
 
-    /// Whether another attempt can be made.
-    fn can_go_on(&self) -> bool;
+    /// How long a call lasts.
+    fn hold(parts: &P) -> &Self::Hold;
+
+    /// Whether another attempt can be made, after one that may have reached the service.
+    fn can_go_on(&self, parts: &P, sent: bool) -> bool;
 
     /// Gives up what a `poll_next` that is still pending has reserved: a place in a line below.
     fn leave(&mut self, _: &P) {}
@@ -99,9 +117,15 @@ where
 {
     type Future = S::Future;
     type Error = S::Error;
+    type Hold = P::Hold;
 
-    fn can_go_on(&self) -> bool {
-        self.req.is_some()
+    #[inline]
+    fn hold(parts: &P) -> &P::Hold {
+        parts.hold()
+    }
+
+    fn can_go_on(&self, parts: &P, sent: bool) -> bool {
+        self.req.as_ref().is_some_and(|copy| Again::<S, Req>::may_send(parts.again(), copy, sent))
     }
 
     fn leave(&mut self, parts: &P) {
@@ -127,8 +151,14 @@ pub struct Calls<F>(pub(crate) F);
 impl<P, F: FnMut(u32) -> Fut, Fut: Future<Output = Result<T, E>>, T, E> Attempts<P> for Calls<F> {
     type Future = Fut;
     type Error = E;
+    type Hold = UntilHeaders;
 
-    fn can_go_on(&self) -> bool {
+    #[inline]
+    fn hold(_: &P) -> &UntilHeaders {
+        &UntilHeaders::HERE
+    }
+
+    fn can_go_on(&self, _: &P, _: bool) -> bool {
         true
     }
 
@@ -156,8 +186,14 @@ impl<F> Given<LiftFuture<F>> {
 impl<P, F: Future<Output = Result<T, E>>, T, E> Attempts<P> for Given<F> {
     type Future = F;
     type Error = E;
+    type Hold = UntilHeaders;
 
-    fn can_go_on(&self) -> bool {
+    #[inline]
+    fn hold(_: &P) -> &UntilHeaders {
+        &UntilHeaders::HERE
+    }
+
+    fn can_go_on(&self, _: &P, _: bool) -> bool {
         self.0.is_some()
     }
 

@@ -59,22 +59,22 @@ enum Limit {
 /// gets the address of this, and as long as there is no padding in front of what is not constant: copies of half
 /// written words overlap and stall, which costs more than all the rest of a call.
 #[derive(Clone, Copy)]
-pub(super) struct Claims {
+pub struct Claims {
     /// Seen by the inner service, if the parts are scoped.
     ambient: Ambient,
     /// When the present attempt, or the wait in the queue, was first found pending.
-    started: Option<Instant>,
+    pub(super) started: Option<Instant>,
     /// The backoff before the present attempt, in nanoseconds.
     previous: u64,
     /// The breaker's word at admission.
     ticket: u64,
     place: Place,
     /// Whether the breaker is owed a result.
-    owing: bool,
+    pub(super) owing: bool,
     /// Whether the timer was considered for what is being waited for.
     armed: bool,
     /// Whether user code runs: still set on drop, it has panicked.
-    running: bool,
+    pub(super) running: bool,
     limit: Limit,
 }
 
@@ -263,6 +263,12 @@ impl Claims {
         parts.retry().is_some_and(|retry| retry.retries(reason))
     }
 
+    /// Whether a call that was throttled is to be tried again.
+    #[inline]
+    pub(super) fn retries_throttled<P: Parts>(&self, parts: &P, usual: bool, hint: Option<Duration>) -> bool {
+        parts.retry().is_some_and(|retry| retry.retries_throttled(usual, hint))
+    }
+
     /// On the first pending poll of an attempt: the moment to cut it off at, if there is one. A layer that has no
     /// bound of its own leaves the deadline to whoever set it: one timer is enough.
     #[inline]
@@ -307,7 +313,7 @@ impl Claims {
     }
 
     /// The same, started if it has yet to.
-    fn deadline<P: Parts>(&mut self, now: Instant) -> Option<Instant> {
+    pub(super) fn deadline<P: Parts>(&mut self, now: Instant) -> Option<Instant> {
         let outer = Ambient::start_current(now);
         if P::SCOPED {
             self.ambient = self.ambient.heeding(Ambient::current());
@@ -340,6 +346,12 @@ impl Claims {
     #[inline(always)]
     pub(super) fn settle<P: Parts>(&mut self, parts: &P, verdict: Verdict) {
         self.release(parts);
+        self.tell(parts, verdict);
+    }
+
+    /// Tells the breaker, if it is owed a result.
+    #[inline(always)]
+    pub(super) fn tell<P: Parts>(&mut self, parts: &P, verdict: Verdict) {
         if self.owing {
             self.owing = false;
             if let Some(breaker) = parts.breaker() {
@@ -375,7 +387,7 @@ impl Claims {
     }
 
     #[inline(always)]
-    fn release<P: Parts>(&mut self, parts: &P) {
+    pub(super) fn release<P: Parts>(&mut self, parts: &P) {
         if let Some(limit) = parts.limit() {
             match std::mem::replace(&mut self.place, Place::NONE) {
                 Place::HELD => limit.release(),
@@ -465,15 +477,16 @@ impl<H: Holds> Core<H> {
     }
 
     #[inline(always)]
-    pub(super) fn split(&mut self) -> (&mut Claims, &H::Parts) {
-        (&mut self.claims, self.parts.parts())
+    pub(super) fn split(&mut self) -> (&mut Claims, &H) {
+        (&mut self.claims, &self.parts)
     }
 }
 
 impl<H: Holds> Drop for Core<H> {
     #[inline]
     fn drop(&mut self) {
-        let (claims, parts) = self.split();
+        let (claims, held) = self.split();
+        let parts = held.parts();
         if claims.owing || claims.place != Place::NONE {
             claims.stop_sleeping(parts);
             if claims.running {
@@ -507,7 +520,7 @@ fn settle_with(breaker: &Breaker, ticket: u64, started: Option<Instant>, verdict
 
 /// The cancel rule.
 #[cold]
-fn cut_off_verdict(breaker: Option<&Breaker>, started: Option<Instant>) -> Verdict {
+pub(super) fn cut_off_verdict(breaker: Option<&Breaker>, started: Option<Instant>) -> Verdict {
     match breaker {
         Some(breaker) if started.is_some() && breaker.is_slow(started, now()) => Verdict::TRANSIENT,
         _ => Verdict::Ignored,
@@ -516,7 +529,7 @@ fn cut_off_verdict(breaker: Option<&Breaker>, started: Option<Instant>) -> Verdi
 
 /// Names the parts' own deadline, unless an outer one is past as well: that is what counts then, and it does not say
 /// how long it was.
-fn out_of_time(parts: &impl Parts) -> Rejection {
+pub(super) fn out_of_time(parts: &impl Parts) -> Rejection {
     let own = parts.deadline().filter(|_| !is_past(Ambient::current().deadline));
     deadline_exceeded(parts.name(), own)
 }

@@ -14,9 +14,10 @@ use super::{
     Holds, Parts,
     attempts::Attempts,
     core::{Claims, Core, Entry},
+    hold::{Ending, Hold},
     slot::{Slot, Wait},
 };
-use crate::{Classify, Outcome, Reject, Rejection, Verdict};
+use crate::{Classify, Outcome, Reason, Reject, Rejection, Verdict};
 
 /// The future of every service in this crate, and of its plain async functions.
 ///
@@ -95,24 +96,33 @@ where
     A: Attempts<H::Parts, Future = F, Error = E>,
     F: Future<Output = Result<T, E>>,
     E: Reject<T>,
+    A::Hold: Hold<T, H>,
     <H::Parts as Parts>::Classify: Classify<T, E::Cause>,
 {
-    type Output = Result<T, E>;
+    type Output = Result<<A::Hold as Hold<T, H>>::Response, E>;
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let (claims, parts) = this.core.split();
+        let (claims, held) = this.core.split();
+        let parts = held.parts();
         loop {
             match this.state.as_mut().project() {
                 StateProj::Running { attempt } => match claims.run(parts, |_, _| attempt.poll(cx)) {
                     Poll::Ready(outcome) => {
                         // A permit is held no longer than the work, and the work ends before its permit does.
                         claims.look(|| this.state.set(State::Done));
-                        match settle(claims, parts, &outcome).and_then(|hint| go_on(claims, parts, this.attempts, hint))
-                        {
-                            None => return Poll::Ready(outcome),
+                        let lasts = <A::Hold as Hold<T, H>>::BEYOND && outcome.is_ok();
+                        let said = settle(claims, parts, &outcome, lasts);
+                        match said.again.and_then(|hint| go_on(claims, parts, this.attempts, hint)) {
+                            None => {
+                                let ending = Ending { claims, held, verdict: said.verdict };
+                                return Poll::Ready(outcome.map(|res| A::hold(parts).hold(res, ending)));
+                            }
                             Some(wait) => {
+                                if lasts {
+                                    claims.settle_neutral(parts);
+                                }
                                 // A failed response may pin a connection; it does not live through the backoff.
                                 drop(outcome);
                                 this.slot.as_mut().arm(wait);
@@ -196,15 +206,15 @@ where
                     let Some(rejection) = this.slot.as_mut().rejection() else {
                         unreachable!("a rejected call has its reason")
                     };
-                    let again = claims.retries(parts, rejection.reason());
-                    match again.then(|| go_on(claims, parts, this.attempts, rejection.retry_after())).flatten() {
+                    let again = claims.retries(parts, rejection.reason()).then(|| Hint::of(&rejection));
+                    match again.and_then(|hint| go_on(claims, parts, this.attempts, hint)) {
                         Some(wait) => {
                             this.slot.as_mut().arm(wait);
                             this.state.set(State::Backoff);
                         }
                         None => {
                             this.state.set(State::Done);
-                            return Poll::Ready(E::reject(rejection));
+                            return Poll::Ready(E::reject(rejection).map(|res| A::hold(parts).bare(res)));
                         }
                     }
                 }
@@ -221,17 +231,42 @@ fn refuse<F>(mut state: Pin<&mut State<F>>, mut slot: Pin<&mut Slot>, rejection:
     state.set(State::Rejected);
 }
 
-/// Tells the parts what the outcome says. `Some` with the server's hint if asking again may help.
+/// What an outcome says.
+struct Said {
+    verdict: Verdict,
+    /// If asking again may help.
+    again: Option<Hint>,
+}
+
+/// What is known about asking again.
+struct Hint {
+    /// When to come back, by the server.
+    retry_after: Option<Duration>,
+    /// Whether the request may have reached the service.
+    sent: bool,
+}
+
+impl Hint {
+    fn of(rejection: &Rejection) -> Self {
+        let sent = matches!(rejection.reason(), Reason::Timeout | Reason::DeadlineExceeded);
+        Self { retry_after: rejection.retry_after(), sent }
+    }
+}
+
+/// Tells the parts what the outcome says. If the call `lasts` beyond it, then only that it failed: whether it succeeded
+/// shows at the end.
 #[inline(always)]
-fn settle<P, T, E>(claims: &mut Claims, parts: &P, outcome: &Result<T, E>) -> Option<Option<Duration>>
+fn settle<P, T, E>(claims: &mut Claims, parts: &P, outcome: &Result<T, E>, lasts: bool) -> Said
 where
     P: Parts,
     E: Reject<T>,
     P::Classify: Classify<T, E::Cause>,
 {
     if parts.breaker().is_none() && parts.retry().is_none() {
-        claims.settle_neutral(parts);
-        return None;
+        if !lasts {
+            claims.settle_neutral(parts);
+        }
+        return Said { verdict: Verdict::Success, again: None };
     }
     let judged = claims.look(|| match E::inspect(outcome) {
         Outcome::Ok(res) => Ok(parts.classify().classify(Ok(res))),
@@ -242,26 +277,33 @@ where
         Ok(verdict) => verdict,
         Err(rejection) => {
             claims.settle_rejected(parts, rejection.reason());
-            return claims.retries(parts, rejection.reason()).then(|| rejection.retry_after());
+            let again = claims.retries(parts, rejection.reason()).then(|| Hint::of(&rejection));
+            return Said { verdict: Verdict::Ignored, again };
         }
     };
-    claims.settle(parts, verdict);
-    match verdict {
-        Verdict::Transient { retry_after } | Verdict::Throttled { retry_after } => Some(retry_after),
+    let throttled = <P::Classify as Classify<T, E::Cause>>::RETRIES_THROTTLED;
+    let again = match verdict {
+        Verdict::Transient { retry_after } => Some(Hint { retry_after, sent: true }),
+        Verdict::Throttled { retry_after } if claims.retries_throttled(parts, throttled, retry_after) => {
+            Some(Hint { retry_after, sent: true })
+        }
+        Verdict::Unsent => Some(Hint { retry_after: None, sent: false }),
         _ => None,
+    };
+    if !lasts {
+        claims.settle(parts, verdict);
+    } else if !matches!(verdict, Verdict::Success | Verdict::Permanent | Verdict::Ignored) {
+        claims.tell(parts, verdict);
     }
+    Said { verdict, again }
 }
 
 /// When to make the next attempt, if one can and may be made.
 #[cold]
-fn go_on<A: Attempts<P>, P: Parts>(
-    claims: &mut Claims,
-    parts: &P,
-    attempts: &Option<A>,
-    hint: Option<Duration>,
-) -> Option<Wait> {
-    let can = !claims.is_last(parts) && attempts.as_ref().is_some_and(|attempts| attempts.can_go_on());
-    if can { claims.again_at(parts, hint) } else { None }
+fn go_on<A: Attempts<P>, P: Parts>(claims: &mut Claims, parts: &P, attempts: &Option<A>, hint: Hint) -> Option<Wait> {
+    let can = |attempts: &A| attempts.can_go_on(parts, hint.sent);
+    let can = !claims.is_last(parts) && attempts.as_ref().is_some_and(can);
+    if can { claims.again_at(parts, hint.retry_after) } else { None }
 }
 
 impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {

@@ -13,6 +13,7 @@ use super::{
     attempts::{Again, Resend},
     core::{Claims, Core, Entry},
     future::State,
+    hold::Hold,
     slot::Slot,
 };
 use crate::{Classify, Reason, Reject, Rejection, Rule};
@@ -98,12 +99,13 @@ impl<S, H> Guarded<S, H> {
     ///
     /// # Errors
     /// The service's error, which is also where a rejection shows up.
-    pub fn send<Req>(&self, req: Req) -> impl Future<Output = Result<S::Response, S::Error>> + use<S, H, Req>
+    pub fn send<Req>(&self, req: Req) -> impl Future<Output = Result<HeldOf<S, Req, H>, S::Error>> + use<S, H, Req>
     where
         S: Service<Req> + Clone,
         S::Error: Reject<S::Response>,
         H: Handle,
         AgainOf<H>: Again<S, Req>,
+        HoldOf<H>: Hold<S::Response, H::Local>,
         ClassifyOf<H>: Classify<S::Response, <S::Error as Reject<S::Response>>::Cause>,
     {
         send(self.clone(), req)
@@ -119,6 +121,9 @@ pub(crate) async fn send<S: Service<Req>, Req>(mut service: S, req: Req) -> Resu
 type PartsOf<H> = <<H as Handle>::Local as Holds>::Parts;
 type AgainOf<H> = <PartsOf<H> as Parts>::Again;
 type ClassifyOf<H> = <PartsOf<H> as Parts>::Classify;
+type HoldOf<H> = <PartsOf<H> as Parts>::Hold;
+/// The response of a [`Guarded`].
+type HeldOf<S, Req, H> = <HoldOf<H> as Hold<<S as Service<Req>>::Response, <H as Handle>::Local>>::Response;
 
 impl<S, Req, H> Service<Req> for Guarded<S, H>
 where
@@ -126,9 +131,10 @@ where
     S::Error: Reject<S::Response>,
     H: Handle,
     AgainOf<H>: Again<S, Req>,
+    HoldOf<H>: Hold<S::Response, H::Local>,
     ClassifyOf<H>: Classify<S::Response, <S::Error as Reject<S::Response>>::Cause>,
 {
-    type Response = S::Response;
+    type Response = HeldOf<S, Req, H>;
     type Error = S::Error;
     type Future = ResponseFuture<Resend<S, Req>, S::Future, H::Local>;
 

@@ -6,7 +6,8 @@
 //! - **admit** ([`core`]): deadline, circuit breaker, concurrency limit, in this order; the future's polls go on
 //!   with it if the call must queue;
 //! - **run** ([`future`]): poll the inner future, arm one timer when it is first found pending;
-//! - **settle** ([`core`]): classify, tell the breaker, release; on drop: release, with the cancel rule.
+//! - **settle** ([`core`]): classify, tell the breaker, release; on drop: release, with the cancel rule. What is to last
+//!   until the end of the response's body goes on in it (`rest`).
 //!
 //! [`guarded`] is the layer and the service, [`attempts`] is where a further attempt comes from.
 
@@ -14,6 +15,9 @@ mod attempts;
 mod core;
 mod future;
 mod guarded;
+mod hold;
+#[cfg(feature = "http")]
+mod rest;
 mod slot;
 
 use std::{
@@ -26,6 +30,11 @@ pub use attempts::{Never, Repeating, Unrepeated};
 pub use future::ResponseFuture;
 pub(crate) use guarded::send;
 pub use guarded::{Guard, Guarded};
+pub use hold::{BodyTimes, UntilHeaders};
+#[cfg(feature = "http")]
+pub use hold::{Ending, Hold};
+#[cfg(feature = "http")]
+pub use rest::{BodyLimit, Rest};
 
 use crate::{circuit_breaker::Shared as Breaker, concurrency_limit::Shared as Limit, retry::Retry, spread::Spread};
 
@@ -35,6 +44,8 @@ pub trait Parts {
     type Classify;
     /// Whether, and how, a further attempt can be made.
     type Again;
+    /// How long a call lasts.
+    type Hold;
 
     /// Whether the inner service sees a deadline or an attempt number of ours.
     const SCOPED: bool = false;
@@ -45,6 +56,8 @@ pub trait Parts {
     fn classify(&self) -> &Self::Classify;
     /// Whether, and how, a further attempt can be made.
     fn again(&self) -> &Self::Again;
+    /// How long a call lasts.
+    fn hold(&self) -> &Self::Hold;
 
     /// How long the whole call may take.
     #[inline]
@@ -74,6 +87,12 @@ pub trait Parts {
     #[inline]
     fn timeout(&self) -> Option<Duration> {
         None
+    }
+
+    /// How long the body of the response may take.
+    #[inline]
+    fn body(&self) -> BodyTimes {
+        BodyTimes::default()
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
 use super::{CircuitBreakerBuilder, Shared, Snapshot, State};
 use crate::{
     ByResult, Classify, Error, Reject, Rejection, Verdict,
-    call::{Given, Guard, Guarded, Handle, Inline, Parts, ResponseFuture, Unrepeated},
+    call::{Given, Guard, Guarded, Handle, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
     clock::{after, now},
     spread::Spread,
 };
@@ -227,6 +227,7 @@ pub struct BreakerParts<B, C> {
 impl<B: Deref<Target = Shared>, C> Parts for BreakerParts<B, C> {
     type Classify = C;
     type Again = Unrepeated;
+    type Hold = UntilHeaders;
 
     #[inline]
     fn name(&self) -> &'static str {
@@ -241,6 +242,11 @@ impl<B: Deref<Target = Shared>, C> Parts for BreakerParts<B, C> {
     #[inline]
     fn again(&self) -> &Unrepeated {
         &Unrepeated::ONCE
+    }
+
+    #[inline]
+    fn hold(&self) -> &UntilHeaders {
+        &UntilHeaders::HERE
     }
 
     #[inline]

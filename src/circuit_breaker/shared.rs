@@ -223,7 +223,7 @@ impl Shared {
     pub(crate) fn counts(&self, verdict: Verdict) -> Option<bool> {
         match verdict {
             Verdict::Success | Verdict::Permanent => Some(false),
-            Verdict::Transient { .. } => Some(true),
+            Verdict::Transient { .. } | Verdict::Unsent | Verdict::Failed => Some(true),
             Verdict::Throttled { .. } => self.settings.count_throttled.then_some(true),
             Verdict::Ignored => None,
         }

@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 use super::{ConcurrencyLimitBuilder, Shared};
 use crate::{
     ByResult, Deadline, Error, Reason, Reject, Rejection, Rule,
-    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated},
+    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
     clock::{after, now},
     spread::Spread,
 };
@@ -206,6 +206,7 @@ pub struct LimitParts<L> {
 impl<L: Deref<Target = Shared>> Parts for LimitParts<L> {
     type Classify = ByResult;
     type Again = Unrepeated;
+    type Hold = UntilHeaders;
 
     #[inline]
     fn name(&self) -> &'static str {
@@ -220,6 +221,11 @@ impl<L: Deref<Target = Shared>> Parts for LimitParts<L> {
     #[inline]
     fn again(&self) -> &Unrepeated {
         &Unrepeated::ONCE
+    }
+
+    #[inline]
+    fn hold(&self) -> &UntilHeaders {
+        &UntilHeaders::HERE
     }
 
     #[inline]

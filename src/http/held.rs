@@ -1,20 +1,42 @@
-//! A response body that holds something for as long as it is sent.
+//! A response body that keeps something for as long as it is sent.
 
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-/// What a [`Held`] body holds: dropped with the body, or told of its end.
-pub trait Hold {
-    /// The body has come to its end by itself, or failed. It may be held for a while yet.
-    fn end(&mut self);
+/// What a [`Held`] body keeps: told of what comes of the body, free to end it, and dropped after it.
+pub trait Keep<E> {
+    /// The error of a body whose own is `E`.
+    type Error: From<E>;
+    /// What ends a body that takes too long.
+    type Over;
+
+    /// Polls the body.
+    fn run<R>(self: Pin<&mut Self>, poll: impl FnOnce() -> R) -> R {
+        poll()
+    }
+
+    /// A frame has come, perhaps the trailers.
+    fn came(self: Pin<&mut Self>, _trailers: Option<&HeaderMap>) {}
+
+    /// The body has come to its end by itself, or `failed`. It may be kept for a while yet.
+    fn end(self: Pin<&mut Self>, failed: bool);
+
+    /// The body was found pending. Ready once it has taken too long.
+    fn poll_over(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Over> {
+        Poll::Pending
+    }
+
+    /// The body took too long, and was dropped.
+    fn cut_off(self: Pin<&mut Self>, over: Self::Over) -> Self::Error;
 }
 
-/// A response body that holds `G` until it ends or is dropped: a call is not over when its headers are sent.
+/// A response body that keeps `G` until it ends or is dropped: a call is not over when its headers are sent.
 ///
 /// ```
 /// use buttress::{Shutdown, http::Held};
@@ -35,20 +57,23 @@ pub trait Hold {
 #[pin_project]
 #[derive(Debug)]
 pub struct Held<B, G> {
+    // In front of what is kept, so that it is dropped before that is let go of.
+    /// `None` once it was cut off.
     #[pin]
-    body: B,
+    body: Option<B>,
     /// `None` once the body has ended.
-    hold: Option<G>,
+    #[pin]
+    kept: Option<G>,
 }
 
 impl<B, G> Held<B, G> {
-    pub(crate) fn new(body: B, hold: Option<G>) -> Self {
-        Self { body, hold }
+    pub(crate) fn new(body: B, kept: Option<G>) -> Self {
+        Self { body: Some(body), kept }
     }
 
-    /// The body.
-    pub fn get_ref(&self) -> &B {
-        &self.body
+    /// The body; `None` once it was cut off.
+    pub fn get_ref(&self) -> Option<&B> {
+        self.body.as_ref()
     }
 }
 
@@ -58,30 +83,44 @@ impl<B: Default, G> Default for Held<B, G> {
     }
 }
 
-impl<B: Body, G: Hold> Body for Held<B, G> {
+impl<B: Body, G: Keep<B::Error>> Body for Held<B, G> {
     type Data = B::Data;
-    type Error = B::Error;
+    type Error = G::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, G::Error>>> {
         let mut this = self.project();
-        let frame = ready!(this.body.as_mut().poll_frame(cx));
+        let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let Some(mut kept) = this.kept.as_mut().as_pin_mut() else {
+            return body.poll_frame(cx).map_err(G::Error::from);
+        };
+        let Poll::Ready(frame) = kept.as_mut().run(|| body.as_mut().poll_frame(cx)) else {
+            let over = ready!(kept.as_mut().poll_over(cx));
+            // Dropping it is the cancellation, before anyone hears of it.
+            kept.as_mut().run(|| this.body.set(None));
+            let error = kept.cut_off(over);
+            this.kept.set(None);
+            return Poll::Ready(Some(Err(error)));
+        };
+        if let Some(Ok(frame)) = &frame {
+            kept.as_mut().came(frame.trailers_ref());
+        }
         let goes_on = matches!(frame, Some(Ok(_)));
         // Whoever takes a body need not ask once more when it says that it is at its end.
-        if !goes_on || this.body.is_end_stream() {
-            this.hold.iter_mut().for_each(G::end);
+        if !goes_on || body.is_end_stream() {
+            kept.end(matches!(frame, Some(Err(_))));
         }
-        // After a frame it is held on to: what was handed out is still to be sent.
+        // After a frame it is kept: what was handed out is still to be sent.
         if !goes_on {
-            *this.hold = None;
+            this.kept.set(None);
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(G::Error::from)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(B::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), B::size_hint)
     }
 }

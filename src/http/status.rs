@@ -1,9 +1,13 @@
 //! What a status means.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    error::Error,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 
+use super::unsent::failed;
 use crate::{Classify, Verdict};
 
 /// Judges HTTP responses by their status.
@@ -15,7 +19,9 @@ use crate::{Classify, Verdict};
 /// | 501, 505, other 4xx | permanent: the service is alive |
 /// | everything else | success |
 ///
-/// An error instead of a response is transient.
+/// An error instead of a response is transient; [unsent](Verdict::Unsent), if it shows that the request never reached the
+/// server: no connection, or, by feature `http2`, a stream that HTTP/2 refused. One that the request is at fault for, as
+/// `reqwest` tells it, is permanent.
 ///
 /// ```
 /// use buttress::{http::ByStatus, Classify, Verdict};
@@ -28,17 +34,63 @@ use crate::{Classify, Verdict};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByStatus;
 
-impl<B, Cause: ?Sized> Classify<http::Response<B>, Cause> for ByStatus {
-    fn classify(&self, outcome: Result<&http::Response<B>, &Cause>) -> Verdict {
-        outcome.map_or(Verdict::TRANSIENT, |res| judge(res.status(), res.headers()))
-    }
+/// [`ByStatus`] by a clock of yours, which a `Retry-After` that is a date is compared with: for tests, or a clock that is
+/// corrected.
+///
+/// ```
+/// use buttress::{http::ByStatusAt, Classify, Verdict};
+/// use std::{convert::Infallible, time::{Duration, SystemTime}};
+/// let judge = ByStatusAt(|| SystemTime::UNIX_EPOCH + Duration::from_secs(60));
+/// let date = "Thu, 01 Jan 1970 00:01:30 GMT";
+/// let busy = http::Response::builder().status(503).header("retry-after", date).body(())?;
+/// let verdict = judge.classify(Ok::<_, &Infallible>(&busy));
+/// assert_eq!(verdict, Verdict::Throttled { retry_after: Some(Duration::from_secs(30)) });
+/// # Ok::<(), http::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct ByStatusAt(pub fn() -> SystemTime);
+
+macro_rules! by_status {
+    ($classifier:ty, $clock:expr) => {
+        impl<B, E: Error + 'static> Classify<http::Response<B>, E> for $classifier {
+            fn classify(&self, outcome: Result<&http::Response<B>, &E>) -> Verdict {
+                match outcome {
+                    Ok(res) => judge(res.status(), res.headers(), $clock(self)),
+                    Err(error) => failed(error),
+                }
+            }
+        }
+
+        /// Over [`BoxError`](tower::BoxError).
+        impl<B> Classify<http::Response<B>, dyn Error + Send + Sync> for $classifier {
+            fn classify(&self, outcome: Result<&http::Response<B>, &(dyn Error + Send + Sync + 'static)>) -> Verdict {
+                match outcome {
+                    Ok(res) => judge(res.status(), res.headers(), $clock(self)),
+                    Err(error) => failed(error),
+                }
+            }
+        }
+
+        #[cfg(feature = "reqwest")]
+        impl Classify<reqwest::Response, reqwest::Error> for $classifier {
+            fn classify(&self, outcome: Result<&reqwest::Response, &reqwest::Error>) -> Verdict {
+                match outcome {
+                    Ok(res) => judge(res.status(), res.headers(), $clock(self)),
+                    Err(error) => failed(error),
+                }
+            }
+        }
+    };
 }
 
-pub(super) fn judge(status: StatusCode, headers: &HeaderMap) -> Verdict {
+by_status!(ByStatus, |_| SystemTime::now);
+by_status!(ByStatusAt, |this: &ByStatusAt| this.0);
+
+fn judge(status: StatusCode, headers: &HeaderMap, clock: impl FnOnce() -> SystemTime) -> Verdict {
     if !status.is_client_error() && !status.is_server_error() {
         return Verdict::Success;
     }
-    let retry_after = retry_after(headers, SystemTime::now());
+    let retry_after = retry_after(headers, clock());
     match status.as_u16() {
         429 => Verdict::Throttled { retry_after },
         503 if retry_after.is_some() => Verdict::Throttled { retry_after },

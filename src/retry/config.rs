@@ -29,6 +29,7 @@ pub struct RetryBuilder {
     backoff: Backoff,
     max_retry_after: Duration,
     rejected: u8,
+    throttled: Option<bool>,
     budget: Purse,
     seed: Option<u64>,
     shutdown: Option<shutdown::Handle>,
@@ -59,6 +60,7 @@ impl RetryBuilder {
             backoff,
             max_retry_after: Duration::from_secs(60),
             rejected: bit(Reason::Timeout),
+            throttled: None,
             budget: Purse::Own,
             seed: None,
             shutdown: None,
@@ -114,6 +116,13 @@ impl RetryBuilder {
         self
     }
 
+    /// Whether to try again what was [throttled](crate::Verdict::Throttled). Default: as the classifier
+    /// [has it](crate::Classify::RETRIES_THROTTLED); and if the server says when to come back, yes.
+    pub fn retry_throttled(mut self, retry: bool) -> Self {
+        self.throttled = Some(retry);
+        self
+    }
+
     /// Makes the jitter reproducible.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -153,6 +162,7 @@ impl RetryBuilder {
             backoff: self.backoff,
             max_retry_after: self.max_retry_after,
             rejected: self.rejected,
+            throttled: self.throttled,
             budget: match self.budget {
                 Purse::Own => Some(BudgetBuilder::default().assemble()),
                 Purse::Shared(budget) => Some(budget),

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{Budget, RetryBuilder, config::bit};
 use crate::{
     Backoff, Error, Reason, Reject,
-    call::{Calls, Guard, Guarded, Inline, Parts, Repeating, ResponseFuture},
+    call::{Calls, Guard, Guarded, Inline, Parts, Repeating, ResponseFuture, UntilHeaders},
     deadline::Ambient,
     kind::{Cloned, Kind, Plain},
     lift::LiftFuture,
@@ -36,6 +36,7 @@ pub struct Retry {
     pub(super) backoff: Backoff,
     pub(super) max_retry_after: Duration,
     pub(super) rejected: u8,
+    pub(super) throttled: Option<bool>,
     pub(super) budget: Option<Budget>,
     pub(super) random: Arc<crate::random::Random>,
     pub(super) shutdown: Option<shutdown::Handle>,
@@ -124,6 +125,12 @@ impl Retry {
         self.rejected & bit(reason) != 0
     }
 
+    /// Whether a call that was throttled is tried again, by what its classifier has for such without a hint.
+    #[inline]
+    pub(crate) fn retries_throttled(&self, usual: bool, hint: Option<Duration>) -> bool {
+        self.throttled.unwrap_or(usual || hint.is_some())
+    }
+
     /// For each call, once.
     #[inline]
     pub(crate) fn deposit(&self, now: impl FnOnce() -> Instant) {
@@ -179,6 +186,7 @@ pub struct RetryParts<R, K> {
 impl<R: Borrow<Retry>, C, P> Parts for RetryParts<R, Kind<C, P>> {
     type Classify = C;
     type Again = Repeating<P>;
+    type Hold = UntilHeaders;
     const SCOPED: bool = true;
 
     #[inline]
@@ -194,6 +202,11 @@ impl<R: Borrow<Retry>, C, P> Parts for RetryParts<R, Kind<C, P>> {
     #[inline]
     fn again(&self) -> &Repeating<P> {
         self.kind.again()
+    }
+
+    #[inline]
+    fn hold(&self) -> &UntilHeaders {
+        &UntilHeaders::HERE
     }
 
     #[inline]

@@ -14,7 +14,15 @@
 )]
 pub trait Repeat<Req> {
     /// The request once more, or `None`: it is sent once then.
+    ///
+    /// Asked before each attempt that may not be the last, when nobody knows yet what comes of it.
     fn repeat(&self, req: &Req) -> Option<Req>;
+
+    /// Whether this copy can and may be sent, after an attempt that failed: `sent`, if that may have reached the service.
+    fn may_send(&self, copy: &Req, sent: bool) -> bool {
+        let _ = (copy, sent);
+        true
+    }
 }
 
 impl<Req, F: Fn(&Req) -> Option<Req>> Repeat<Req> for F {

@@ -1,6 +1,6 @@
 //! What shutting down means for HTTP: exempt paths, `Connection: close`, and a call that lasts as long as its body.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, convert::Infallible, pin::Pin, sync::Arc};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 
@@ -9,7 +9,7 @@ use super::{
     handle::Call,
     layer::{Look, Respond, Seen},
 };
-use crate::http::{Held, Hold};
+use crate::http::{Held, Keep};
 
 /// HTTP: a call ends with the body of its response.
 ///
@@ -68,9 +68,16 @@ impl<B> Respond<Response<B>> for Http {
     }
 }
 
-impl Hold for Call {
-    fn end(&mut self) {
+impl<E> Keep<E> for Call {
+    type Error = E;
+    type Over = Infallible;
+
+    fn end(mut self: Pin<&mut Self>, _failed: bool) {
         self.ended = true;
+    }
+
+    fn cut_off(self: Pin<&mut Self>, over: Infallible) -> E {
+        match over {}
     }
 }
 

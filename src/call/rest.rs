@@ -1,0 +1,110 @@
+//! What lasts of a call once its response is there: its permit, and the result that the breaker is owed.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    BodyTimes, Ending, Holds, Parts,
+    core::{Claims, Core, cut_off_verdict, out_of_time},
+};
+use crate::{Reason, Rejection, Rule, Verdict, clock};
+
+impl<H: Holds + Clone> Ending<'_, H> {
+    /// Takes over what is left.
+    pub(crate) fn rest(self) -> Rest<H> {
+        let claims = std::mem::take(self.claims);
+        Rest { core: Core::new(self.held.clone(), claims), verdict: self.verdict }
+    }
+}
+
+/// What ended the wait for a body.
+#[derive(Clone, Copy, Debug)]
+pub enum BodyLimit {
+    Idle,
+    Whole,
+    Deadline,
+}
+
+/// What is left of a call. Dropped, it gives everything back as a call that is dropped does.
+pub struct Rest<H: Holds> {
+    core: Core<H>,
+    /// What the response says, as long as its end says nothing else.
+    verdict: Verdict,
+}
+
+impl<H: Holds> Rest<H> {
+    pub(crate) fn name(&self) -> &'static str {
+        self.core.parts().name()
+    }
+
+    pub(crate) fn times(&self) -> BodyTimes {
+        self.core.parts().body()
+    }
+
+    /// Runs user code that belongs to the call: under its deadline, and a panic is a failure.
+    pub(crate) fn run<R>(&mut self, code: impl FnOnce() -> R) -> R {
+        let (claims, held) = self.core.split();
+        claims.run(held.parts(), |_, _| code())
+    }
+
+    /// The body is waited for; returns the present time, and the deadline.
+    pub(crate) fn wait(&mut self) -> (Instant, Option<Instant>) {
+        let now = clock::now();
+        let (claims, _) = self.core.split();
+        claims.started.get_or_insert(now);
+        (now, claims.deadline::<H::Parts>(now))
+    }
+
+    /// Gives the permit back.
+    pub(crate) fn release(&mut self) {
+        let (claims, held) = self.core.split();
+        claims.release(held.parts());
+    }
+
+    /// The body came to its end, which may know `better` than the headers.
+    pub(crate) fn end(&mut self, better: Option<Verdict>) {
+        let verdict = better.unwrap_or(self.verdict);
+        let (claims, held) = self.core.split();
+        claims.tell(held.parts(), verdict);
+    }
+
+    /// The body is dropped before its end, and was `quiet` since then. Its reader may have seen enough: what counts is
+    /// what the headers said, unless the body was silent for longer than is slow.
+    pub(crate) fn leave(&mut self, quiet: Option<Instant>) {
+        let verdict = self.verdict;
+        let (claims, held) = self.core.split();
+        // After a panic it is for the drop of the claims to say so.
+        if claims.owing && !claims.running {
+            let parts = held.parts();
+            let stalled = cut_off_verdict(parts.breaker(), quiet) == Verdict::TRANSIENT;
+            claims.tell(parts, if stalled { Verdict::TRANSIENT } else { verdict });
+        }
+    }
+
+    /// The body took too long, and is dropped already.
+    #[cold]
+    pub(crate) fn cut_off(&mut self, limit: BodyLimit) -> Rejection {
+        let times = self.times();
+        let (claims, held) = self.core.split();
+        let parts = held.parts();
+        let rejection = match limit {
+            BodyLimit::Idle => claims.time_out(parts, Rule::BodyIdle, times.idle),
+            BodyLimit::Whole => claims.time_out(parts, Rule::BodyTimeout, times.whole),
+            BodyLimit::Deadline => {
+                claims.settle_cut_off(parts);
+                out_of_time(parts)
+            }
+        };
+        rejection.log();
+        rejection
+    }
+}
+
+impl Claims {
+    fn time_out<P: Parts>(&mut self, parts: &P, rule: Rule, allowed: Option<Duration>) -> Rejection {
+        self.settle(parts, Verdict::TRANSIENT);
+        let allowed = allowed.map_or(f32::NAN, |time| time.as_secs_f32());
+        Rejection::new(parts.name(), Reason::Timeout, rule, f32::NAN, allowed)
+    }
+}

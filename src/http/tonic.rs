@@ -1,0 +1,83 @@
+//! tonic: its `Status` as an error of ours, and services that keep their names.
+
+use std::sync::{Arc, OnceLock};
+
+use tonic::{Code, Status, server::NamedService};
+
+use super::{
+    ByGrpcStatus,
+    grpc::{Pushback, judge, read_pushback},
+    unsent::sources,
+};
+use crate::{Classify, Guarded, Outcome, Reason, Reject, Rejection, Verdict, shutdown::InFlightService};
+
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+fn code(reason: Reason) -> Code {
+    match reason {
+        Reason::CircuitOpen | Reason::ShuttingDown => Code::Unavailable,
+        Reason::Overloaded => Code::ResourceExhausted,
+        Reason::Timeout | Reason::DeadlineExceeded => Code::DeadlineExceeded,
+    }
+}
+
+/// UNAVAILABLE for an open circuit and a shutdown, RESOURCE_EXHAUSTED for an overload, DEADLINE_EXCEEDED for what was cut
+/// off; `grpc-retry-pushback-ms` if there is a time to come back; the [`Rejection`] as its source.
+impl<Res> Reject<Res> for Status {
+    type Cause = Status;
+
+    fn reject(rejection: Rejection) -> Result<Res, Self> {
+        let mut status = Status::new(code(rejection.reason()), rejection.to_string());
+        if let Some(after) = rejection.retry_after() {
+            // Rounded up; what does not fit is as long as can be said.
+            let ms = i32::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+            status.metadata_mut().insert(PUSHBACK, ms.into());
+        }
+        status.set_source(Arc::new(rejection));
+        Err(status)
+    }
+
+    fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, Status> {
+        match outcome {
+            Ok(res) => Outcome::Ok(res),
+            Err(status) => {
+                let rejection = sources(status).find_map(|error| error.downcast_ref::<Rejection>());
+                rejection.map_or(Outcome::Err(status), Outcome::Rejected)
+            }
+        }
+    }
+}
+
+/// Over calls of a generated client.
+impl<T> Classify<tonic::Response<T>, Status> for ByGrpcStatus {
+    const RETRIES_THROTTLED: bool = false;
+
+    fn classify(&self, outcome: Result<&tonic::Response<T>, &Status>) -> Verdict {
+        let Err(status) = outcome else { return Verdict::Success };
+        let pushback = status.metadata().get(PUSHBACK);
+        judge(status.code().into(), pushback.map_or(Pushback::Nothing, |value| read_pushback(value.as_bytes())))
+    }
+}
+
+impl<S: NamedService, H> NamedService for Guarded<S, H> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S: NamedService, P> NamedService for InFlightService<S, P> {
+    const NAME: &'static str = S::NAME;
+}
+
+/// What tonic finds when it looks among the sources of an error for a status, as its clients do with the errors of the
+/// channel that they are built on: the right code instead of UNKNOWN.
+pub(crate) fn status_of(reason: Reason) -> &'static Status {
+    static UNAVAILABLE: OnceLock<Status> = OnceLock::new();
+    static EXHAUSTED: OnceLock<Status> = OnceLock::new();
+    static DEADLINE: OnceLock<Status> = OnceLock::new();
+    let code = code(reason);
+    let status = match code {
+        Code::Unavailable => &UNAVAILABLE,
+        Code::ResourceExhausted => &EXHAUSTED,
+        _ => &DEADLINE,
+    };
+    status.get_or_init(|| Status::new(code, code.description()))
+}

@@ -1,0 +1,217 @@
+//! A call that lasts as long as the body of its response.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{HeaderMap, Response};
+use http_body::Body;
+use pin_project::{pin_project, pinned_drop};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tower::BoxError;
+
+use super::{Held, Keep};
+use crate::{
+    Verdict,
+    call::{BodyLimit, Ending, Hold, Holds, Rest},
+    clock::after,
+};
+
+/// Holds the permit until the response's body ends or is dropped, and takes the deadline, and the latency that a
+/// breaker sees, on into the body. The kinds [`HttpServer`](super::HttpServer), [`HttpClient`](super::HttpClient) and
+/// [`Grpc`](super::Grpc) have it.
+///
+/// - A body that fails, or is cut off for being too long or silent, is a failure to the circuit breaker.
+/// - One that is dropped early counts as its headers said: its reader may have seen enough. Unless it was silent just
+///   then for longer than the breaker's [slow threshold](crate::CircuitBreakerBuilder::slow_call).
+/// - A body that is cut off fails with the [`Rejection`](crate::Rejection) as its error.
+/// - A reader that does not ask for more is not timed.
+///
+/// ```
+/// use buttress::{ConcurrencyLimit, Policy, http::UntilBody};
+/// let policy = Policy::http_client("files")
+///     .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(8))
+///     .hold(UntilBody::new())
+///     .body_idle_timeout(std::time::Duration::from_secs(10))
+///     .build()?;
+/// # let _ = policy;
+/// # Ok::<(), buttress::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UntilBody<T = ByHeaders> {
+    trailers: T,
+    permit: bool,
+}
+
+impl UntilBody {
+    /// Everything lasts until the body ends.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { trailers: ByHeaders, permit: true }
+    }
+}
+
+impl<T> UntilBody<T> {
+    pub(super) const fn with(trailers: T) -> Self {
+        Self { trailers, permit: true }
+    }
+
+    /// The permit is given back with the headers; deadline, time-outs and the breaker's result go on into the body.
+    #[must_use]
+    pub const fn release_at_headers(mut self) -> Self {
+        self.permit = false;
+        self
+    }
+}
+
+impl Default for UntilBody {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What the end of a body says.
+pub trait Trailers: Clone {
+    /// The response begins.
+    fn begin(&mut self, headers: &HeaderMap);
+
+    /// These came.
+    fn came(&mut self, trailers: &HeaderMap);
+
+    /// At the end of the body: what is to be counted instead of what the headers said.
+    fn verdict(&self) -> Option<Verdict>;
+}
+
+/// The headers have said it all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByHeaders;
+
+impl Trailers for ByHeaders {
+    fn begin(&mut self, _: &HeaderMap) {}
+
+    fn came(&mut self, _: &HeaderMap) {}
+
+    fn verdict(&self) -> Option<Verdict> {
+        None
+    }
+}
+
+impl<B: Body, H: Holds + Clone, T: Trailers> Hold<Response<B>, H> for UntilBody<T> {
+    type Response = Response<Held<B, Tail<H, T>>>;
+    const BEYOND: bool = true;
+
+    fn bare(&self, res: Response<B>) -> Self::Response {
+        res.map(|body| Held::new(body, None))
+    }
+
+    fn hold(&self, res: Response<B>, ending: Ending<'_, H>) -> Self::Response {
+        let mut rest = ending.rest();
+        if rest.run(|| res.body().is_end_stream()) {
+            rest.end(None);
+            return self.bare(res);
+        }
+        if !self.permit {
+            rest.release();
+        }
+        let mut trailers = self.trailers.clone();
+        trailers.begin(res.headers());
+        res.map(|body| Held::new(body, Some(Tail::new(rest, trailers))))
+    }
+}
+
+/// What is left of a call while its body is sent.
+#[pin_project(PinnedDrop)]
+pub struct Tail<H: Holds, T> {
+    rest: Rest<H>,
+    trailers: T,
+    /// Since when it has been waited for, if it is.
+    quiet: Option<Instant>,
+    /// When to cut it off unless something comes, and why.
+    until: Option<(Instant, BodyLimit)>,
+    /// When the whole body is to be there; known once it is first waited for.
+    whole: Option<Instant>,
+    #[pin]
+    timer: Option<Sleep>,
+}
+
+impl<H: Holds, T> Tail<H, T> {
+    fn new(rest: Rest<H>, trailers: T) -> Self {
+        Self { rest, trailers, quiet: None, until: None, whole: None, timer: None }
+    }
+}
+
+impl<H: Holds, T: Trailers, E> Keep<E> for Tail<H, T>
+where
+    BoxError: From<E>,
+{
+    type Error = BoxError;
+    type Over = BodyLimit;
+
+    fn run<R>(self: Pin<&mut Self>, poll: impl FnOnce() -> R) -> R {
+        self.project().rest.run(poll)
+    }
+
+    fn came(self: Pin<&mut Self>, trailers: Option<&HeaderMap>) {
+        let this = self.project();
+        *this.quiet = None;
+        if let Some(trailers) = trailers {
+            this.trailers.came(trailers);
+        }
+    }
+
+    fn end(self: Pin<&mut Self>, failed: bool) {
+        let this = self.project();
+        let verdict = if failed { Some(Verdict::TRANSIENT) } else { this.trailers.verdict() };
+        this.rest.end(verdict);
+    }
+
+    fn poll_over(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BodyLimit> {
+        let mut this = self.project();
+        if this.quiet.is_none() {
+            let times = this.rest.times();
+            let (now, deadline) = this.rest.wait();
+            *this.quiet = Some(now);
+            if let Some(time) = times.whole {
+                this.whole.get_or_insert_with(|| after(now, time));
+            }
+            let idle = times.idle.map(|time| after(now, time));
+            let limits = [(deadline, BodyLimit::Deadline), (*this.whole, BodyLimit::Whole), (idle, BodyLimit::Idle)];
+            let limits = limits.into_iter().filter_map(|(at, limit)| Some((at?, limit)));
+            *this.until = limits.min_by_key(|(at, _)| *at);
+        }
+        let Some((until, limit)) = *this.until else { return Poll::Pending };
+        // The timer of an earlier wait is left alone until it fires: bodies come in many pieces.
+        if this.timer.as_ref().as_pin_ref().is_none_or(|timer| timer.deadline() > until) {
+            this.timer.set(Some(sleep_until(until)));
+        }
+        loop {
+            let Some(mut timer) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= until {
+                return Poll::Ready(limit);
+            }
+            timer.reset(until);
+        }
+    }
+
+    fn cut_off(self: Pin<&mut Self>, limit: BodyLimit) -> BoxError {
+        self.project().rest.cut_off(limit).into()
+    }
+}
+
+#[pinned_drop]
+impl<H: Holds, T> PinnedDrop for Tail<H, T> {
+    fn drop(self: Pin<&mut Self>) {
+        let this = self.project();
+        this.rest.leave(*this.quiet);
+    }
+}
+
+impl<H: Holds, T> fmt::Debug for Tail<H, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tail").field("name", &self.rest.name()).finish_non_exhaustive()
+    }
+}
