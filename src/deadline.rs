@@ -277,6 +277,15 @@ impl Deadline {
         Scoped { ambient: Ambient { deadline: Moment::at(self.0).within(outer.deadline), ..outer }, future }
     }
 
+    /// Runs `code` with this deadline as the current one, or with the current one, if that is earlier.
+    #[cfg(feature = "http")]
+    pub(crate) fn enter<R>(self, code: impl FnOnce() -> R) -> R {
+        let scope = Scope::enter(Ambient { deadline: Moment::at(self.0), ..Ambient::current() });
+        let result = code();
+        scope.exit();
+        result
+    }
+
     /// Runs `future` under the deadline that is current *here*, wherever it is polled: for `tokio::spawn`.
     pub fn carry<F: Future>(future: F) -> Scoped<F> {
         let deadline = Self::current().map_or(Moment::NONE, |deadline| Moment::at(deadline.0));
@@ -399,6 +408,12 @@ impl DeadlineLayer {
     /// runs already, from the call.
     pub fn new(duration: Duration) -> Self {
         Guard::from(Inline(DeadlineParts { name: "deadline", duration: Some(duration) }))
+    }
+
+    /// Enforces the deadline that is current at the call, and sets none.
+    #[cfg(feature = "http")]
+    pub(crate) fn inherited() -> Self {
+        Guard::from(Inline(DeadlineParts { name: "deadline", duration: None }))
     }
 
     /// The name that rejections and logs carry.

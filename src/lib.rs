@@ -63,8 +63,8 @@
 //! # Features
 //!
 //! None is on by default, and all patterns are there without any. `http`: judging responses by status, `Retry-After`,
-//! rejections as responses for axum. `reqwest`: the preset for `reqwest::Client`. `signal` and `serve`: signals and an HTTP server
-//! for [graceful shutdown](shutdown).
+//! rejections as responses for axum and gRPC, deadlines in headers. `reqwest`: the preset for `reqwest::Client`. `signal` and
+//! `serve`: signals and an HTTP server for [graceful shutdown](shutdown).
 //!
 //! # What to rely on
 //!

@@ -83,6 +83,13 @@ impl<B: Default, G> Default for Held<B, G> {
     }
 }
 
+/// Keeps nothing.
+impl<B: From<String>, G> From<String> for Held<B, G> {
+    fn from(text: String) -> Self {
+        Self::new(B::from(text), None)
+    }
+}
+
 impl<B: Body, G: Keep<B::Error>> Body for Held<B, G> {
     type Data = B::Data;
     type Error = G::Error;

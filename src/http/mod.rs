@@ -1,5 +1,5 @@
-//! HTTP, by feature `http`: what a status means, `Retry-After`, and rejections as responses; the kinds of servers and clients,
-//! and calls that last as long as the [body](UntilBody) of their response.
+//! HTTP, by feature `http`: what a status means, `Retry-After`, rejections as responses, deadlines in headers; the kinds of
+//! servers and clients, and calls that last as long as the [body](UntilBody) of their response.
 //!
 //! | around | policy | by feature |
 //! | --- | --- | --- |
@@ -7,13 +7,41 @@
 //! | a client: hyper-util's, or any service of `http::Request` | [`Policy::http_client`](crate::Policy::http_client) | `http`; `hyper` knows its errors |
 //! | `reqwest::Client` | `Policy::reqwest` | `reqwest` |
 //! | gRPC, either side | [`Policy::grpc`](crate::Policy::grpc) | `http`; `tonic` knows its `Status` |
+//!
+//! The layers of a server, in one expression and outermost first:
+//!
+//! ```
+//! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::get};
+//! use buttress::{Deadline, Policy, http::{ReadDeadlineLayer, RespondLayer}};
+//! use std::time::Duration;
+//! use tower::{ServiceBuilder, ServiceExt};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let policy = Policy::http_server("api").timeout(Duration::from_secs(10)).build()?;
+//! let app: Router = Router::new()
+//!     .route("/", get(async || format!("{:?}", Deadline::current())))
+//!     .layer(
+//!         ServiceBuilder::new()
+//!             .layer(RespondLayer::new())
+//!             .layer(ReadDeadlineLayer::new().max(Duration::from_secs(30)))
+//!             .layer(policy.layer()),
+//!     );
+//!
+//! let too_late = Request::get("/").header("grpc-timeout", "0m").body(Body::empty())?;
+//! let Ok(response) = app.oneshot(too_late).await;
+//! assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+//! assert_eq!(response.headers()["content-type"], "application/problem+json");
+//! # Ok(()) }
+//! ```
 
+mod deadline;
 mod grpc;
 mod held;
 mod idempotent;
 mod kinds;
 #[cfg(feature = "reqwest")]
 mod reqwest;
+mod respond;
 mod response;
 mod status;
 #[cfg(feature = "tonic")]
@@ -23,9 +51,13 @@ mod until_body;
 
 #[cfg(feature = "reqwest")]
 pub use self::reqwest::Reqwest;
+pub use deadline::{
+    HasHeaders, ReadDeadlineLayer, ReadDeadlineService, WriteDeadlineFuture, WriteDeadlineLayer, WriteDeadlineService,
+};
 pub use grpc::{ByGrpcStatus, ByGrpcTrailers, Grpc};
 pub use held::{Held, Keep};
 pub use idempotent::Idempotent;
 pub use kinds::{HttpClient, HttpServer};
+pub use respond::{RespondFuture, RespondLayer, RespondService};
 pub use status::{ByStatus, ByStatusAt, retry_after};
 pub use until_body::{ByHeaders, Tail, Trailers, UntilBody};

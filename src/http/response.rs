@@ -1,13 +1,18 @@
 //! Rejections as responses, for services that never fail, such as an axum router.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use http::{HeaderValue, Response, StatusCode, header::RETRY_AFTER};
 
 use crate::{Outcome, Reason, Reject, Rejection};
 
+/// Rounded up: whoever came back after the rounded-down time would be refused again.
+pub(super) fn whole_seconds(after: Duration) -> u64 {
+    after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0))
+}
+
 /// 503 if the call was refused, 504 if it was cut off; `Retry-After` in whole seconds, rounded up; an empty body; the
-/// [`Rejection`] in the extensions.
+/// [`Rejection`] in the extensions. A [`RespondLayer`](crate::http::RespondLayer) makes more of it.
 impl<B: Default> Reject<Response<B>> for Infallible {
     type Cause = Infallible;
 
@@ -18,8 +23,7 @@ impl<B: Default> Reject<Response<B>> for Infallible {
             Reason::Timeout | Reason::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         };
         if let Some(after) = rejection.retry_after() {
-            let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0));
-            res.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            res.headers_mut().insert(RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
         res.extensions_mut().insert(rejection);
         Ok(res)

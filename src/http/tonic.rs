@@ -7,6 +7,7 @@ use tonic::{Code, Status, server::NamedService};
 use super::{
     ByGrpcStatus,
     grpc::{Pushback, judge, read_pushback},
+    respond::{grpc_status, pushback},
     unsent::sources,
 };
 use crate::{Classify, Guarded, Outcome, Reason, Reject, Rejection, Verdict, shutdown::InFlightService};
@@ -14,11 +15,7 @@ use crate::{Classify, Guarded, Outcome, Reason, Reject, Rejection, Verdict, shut
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 fn code(reason: Reason) -> Code {
-    match reason {
-        Reason::CircuitOpen | Reason::ShuttingDown => Code::Unavailable,
-        Reason::Overloaded => Code::ResourceExhausted,
-        Reason::Timeout | Reason::DeadlineExceeded => Code::DeadlineExceeded,
-    }
+    Code::from(i32::from(grpc_status(reason)))
 }
 
 /// UNAVAILABLE for an open circuit and a shutdown, RESOURCE_EXHAUSTED for an overload, DEADLINE_EXCEEDED for what was cut
@@ -29,9 +26,7 @@ impl<Res> Reject<Res> for Status {
     fn reject(rejection: Rejection) -> Result<Res, Self> {
         let mut status = Status::new(code(rejection.reason()), rejection.to_string());
         if let Some(after) = rejection.retry_after() {
-            // Rounded up; what does not fit is as long as can be said.
-            let ms = i32::try_from(after.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
-            status.metadata_mut().insert(PUSHBACK, ms.into());
+            status.metadata_mut().insert(PUSHBACK, pushback(after).into());
         }
         status.set_source(Arc::new(rejection));
         Err(status)
@@ -54,8 +49,8 @@ impl<T> Classify<tonic::Response<T>, Status> for ByGrpcStatus {
 
     fn classify(&self, outcome: Result<&tonic::Response<T>, &Status>) -> Verdict {
         let Err(status) = outcome else { return Verdict::Success };
-        let pushback = status.metadata().get(PUSHBACK);
-        judge(status.code().into(), pushback.map_or(Pushback::Nothing, |value| read_pushback(value.as_bytes())))
+        let hint = status.metadata().get(PUSHBACK);
+        judge(status.code().into(), hint.map_or(Pushback::Nothing, |value| read_pushback(value.as_bytes())))
     }
 }
 

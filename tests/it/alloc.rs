@@ -357,6 +357,31 @@ fn a_deadline_that_is_past_allocates_nothing_to_say_no() {
     });
 }
 
+// ---------------------------------------------------------------- HTTP
+
+#[cfg(feature = "http")]
+#[test]
+fn reading_a_deadline_and_being_ready_to_answer_a_rejection_allocate_nothing() {
+    use axum::http::{HeaderName, Request, Response};
+    use buttress::http::{ReadDeadlineLayer, RespondLayer};
+
+    let request = || Request::get("/").header("grpc-timeout", "5S").header("x-timeout-ms", "4000").body(()).unwrap();
+    let mut requests: Vec<_> = (0..110).map(|_| request()).collect();
+    let mut service = tower::ServiceBuilder::new()
+        .layer(RespondLayer::new().with(|_, response| response))
+        .layer(ReadDeadlineLayer::new().header(HeaderName::from_static("x-timeout-ms")).max(secs(9)))
+        .service_fn(|_: Request<()>| {
+            assert!(Deadline::current().is_some_and(|deadline| deadline.remaining() <= secs(4)));
+            ready(Ok::<_, Infallible>(Response::new(String::new())))
+        });
+    let runtime = runtime();
+    let _context = runtime.enter();
+    allocates_nothing(|| {
+        let Ok(response) = now(service.call(requests.pop().unwrap()));
+        assert_eq!(response.status(), 200);
+    });
+}
+
 // ---------------------------------------------------------------- at rest
 
 // HAZARD: B6
