@@ -248,6 +248,9 @@ impl fmt::Display for Rejection {
             }
             Reason::CircuitOpen => write!(f, "circuit breaker `{name}` is open: ")?,
             Reason::Overloaded => write!(f, "concurrency limit `{name}` is overloaded: ")?,
+            Reason::Timeout if matches!(self.rule, Rule::BodyIdle | Rule::BodyTimeout) => {
+                write!(f, "response of `{name}` timed out: ")?
+            }
             Reason::Timeout => write!(f, "attempt of `{name}` timed out: ")?,
             Reason::DeadlineExceeded => write!(f, "deadline of `{name}` exceeded: ")?,
             Reason::ShuttingDown => write!(f, "`{name}` is shutting down: ")?,

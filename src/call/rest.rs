@@ -48,12 +48,18 @@ impl<H: Holds> Rest<H> {
         claims.run(held.parts(), |_, _| code())
     }
 
-    /// The body is waited for; returns the present time, and the deadline.
-    pub(crate) fn wait(&mut self) -> (Instant, Option<Instant>) {
+    /// The body is waited for, from now on.
+    pub(crate) fn wait(&mut self) -> Instant {
         let now = clock::now();
         let (claims, _) = self.core.split();
         claims.started.get_or_insert(now);
-        (now, claims.deadline::<H::Parts>(now))
+        now
+    }
+
+    /// The deadline, started if it has yet to.
+    pub(crate) fn deadline(&mut self, now: Instant) -> Option<Instant> {
+        let (claims, _) = self.core.split();
+        claims.deadline::<H::Parts>(now)
     }
 
     /// Gives the permit back.

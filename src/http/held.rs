@@ -17,23 +17,23 @@ pub trait Keep<E> {
     type Over;
 
     /// Polls the body.
-    fn run<R>(self: Pin<&mut Self>, poll: impl FnOnce() -> R) -> R {
+    fn run<R>(&mut self, poll: impl FnOnce() -> R) -> R {
         poll()
     }
 
     /// A frame has come, perhaps the trailers.
-    fn came(self: Pin<&mut Self>, _trailers: Option<&HeaderMap>) {}
+    fn came(&mut self, _trailers: Option<&HeaderMap>) {}
 
     /// The body has come to its end by itself, or `failed`. It may be kept for a while yet.
-    fn end(self: Pin<&mut Self>, failed: bool);
+    fn end(&mut self, failed: bool);
 
     /// The body was found pending. Ready once it has taken too long.
-    fn poll_over(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Over> {
+    fn poll_over(&mut self, _cx: &mut Context<'_>) -> Poll<Self::Over> {
         Poll::Pending
     }
 
     /// The body took too long, and was dropped.
-    fn cut_off(self: Pin<&mut Self>, over: Self::Over) -> Self::Error;
+    fn cut_off(&mut self, over: Self::Over) -> Self::Error;
 }
 
 /// A response body that keeps `G` until it ends or is dropped: a call is not over when its headers are sent.
@@ -62,7 +62,6 @@ pub struct Held<B, G> {
     #[pin]
     body: Option<B>,
     /// `None` once the body has ended.
-    #[pin]
     kept: Option<G>,
 }
 
@@ -97,19 +96,19 @@ impl<B: Body, G: Keep<B::Error>> Body for Held<B, G> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, G::Error>>> {
         let mut this = self.project();
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        let Some(mut kept) = this.kept.as_mut().as_pin_mut() else {
+        let Some(kept) = this.kept else {
             return body.poll_frame(cx).map_err(G::Error::from);
         };
-        let Poll::Ready(frame) = kept.as_mut().run(|| body.as_mut().poll_frame(cx)) else {
-            let over = ready!(kept.as_mut().poll_over(cx));
+        let Poll::Ready(frame) = kept.run(|| body.as_mut().poll_frame(cx)) else {
+            let over = ready!(kept.poll_over(cx));
             // Dropping it is the cancellation, before anyone hears of it.
-            kept.as_mut().run(|| this.body.set(None));
+            kept.run(|| this.body.set(None));
             let error = kept.cut_off(over);
-            this.kept.set(None);
+            *this.kept = None;
             return Poll::Ready(Some(Err(error)));
         };
         if let Some(Ok(frame)) = &frame {
-            kept.as_mut().came(frame.trailers_ref());
+            kept.came(frame.trailers_ref());
         }
         let goes_on = matches!(frame, Some(Ok(_)));
         // Whoever takes a body need not ask once more when it says that it is at its end.
@@ -118,7 +117,7 @@ impl<B: Body, G: Keep<B::Error>> Body for Held<B, G> {
         }
         // After a frame it is kept: what was handed out is still to be sent.
         if !goes_on {
-            this.kept.set(None);
+            *this.kept = None;
         }
         Poll::Ready(frame.map(|frame| frame.map_err(G::Error::from)))
     }

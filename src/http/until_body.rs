@@ -9,7 +9,6 @@ use std::{
 
 use http::{HeaderMap, Response};
 use http_body::Body;
-use pin_project::{pin_project, pinned_drop};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::BoxError;
 
@@ -123,7 +122,6 @@ impl<B: Body, H: Holds + Clone, T: Trailers> Hold<Response<B>, H> for UntilBody<
 }
 
 /// What is left of a call while its body is sent.
-#[pin_project(PinnedDrop)]
 pub struct Tail<H: Holds, T> {
     rest: Rest<H>,
     trailers: T,
@@ -133,13 +131,25 @@ pub struct Tail<H: Holds, T> {
     until: Option<(Instant, BodyLimit)>,
     /// When the whole body is to be there; known once it is first waited for.
     whole: Option<Instant>,
-    #[pin]
-    timer: Option<Sleep>,
+    /// Boxed, so that the body can be moved as it could without; and made only for a body that has a time, and is not there.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<H: Holds, T> Tail<H, T> {
     fn new(rest: Rest<H>, trailers: T) -> Self {
         Self { rest, trailers, quiet: None, until: None, whole: None, timer: None }
+    }
+
+    /// What ends a wait that begins now, unless something comes.
+    fn next_limit(&mut self, now: Instant) -> Option<(Instant, BodyLimit)> {
+        let times = self.rest.times();
+        if let Some(time) = times.whole {
+            self.whole.get_or_insert_with(|| after(now, time));
+        }
+        let idle = times.idle.map(|time| after(now, time));
+        let deadline = self.rest.deadline(now);
+        let limits = [(deadline, BodyLimit::Deadline), (self.whole, BodyLimit::Whole), (idle, BodyLimit::Idle)];
+        limits.into_iter().filter_map(|(at, limit)| Some((at?, limit))).min_by_key(|(at, _)| *at)
     }
 }
 
@@ -150,63 +160,51 @@ where
     type Error = BoxError;
     type Over = BodyLimit;
 
-    fn run<R>(self: Pin<&mut Self>, poll: impl FnOnce() -> R) -> R {
-        self.project().rest.run(poll)
+    fn run<R>(&mut self, poll: impl FnOnce() -> R) -> R {
+        self.rest.run(poll)
     }
 
-    fn came(self: Pin<&mut Self>, trailers: Option<&HeaderMap>) {
-        let this = self.project();
-        *this.quiet = None;
+    fn came(&mut self, trailers: Option<&HeaderMap>) {
+        self.quiet = None;
         if let Some(trailers) = trailers {
-            this.trailers.came(trailers);
+            self.trailers.came(trailers);
         }
     }
 
-    fn end(self: Pin<&mut Self>, failed: bool) {
-        let this = self.project();
-        let verdict = if failed { Some(Verdict::TRANSIENT) } else { this.trailers.verdict() };
-        this.rest.end(verdict);
+    fn end(&mut self, failed: bool) {
+        let verdict = if failed { Some(Verdict::TRANSIENT) } else { self.trailers.verdict() };
+        self.rest.end(verdict);
     }
 
-    fn poll_over(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BodyLimit> {
-        let mut this = self.project();
-        if this.quiet.is_none() {
-            let times = this.rest.times();
-            let (now, deadline) = this.rest.wait();
-            *this.quiet = Some(now);
-            if let Some(time) = times.whole {
-                this.whole.get_or_insert_with(|| after(now, time));
-            }
-            let idle = times.idle.map(|time| after(now, time));
-            let limits = [(deadline, BodyLimit::Deadline), (*this.whole, BodyLimit::Whole), (idle, BodyLimit::Idle)];
-            let limits = limits.into_iter().filter_map(|(at, limit)| Some((at?, limit)));
-            *this.until = limits.min_by_key(|(at, _)| *at);
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<BodyLimit> {
+        if self.quiet.is_none() {
+            let now = self.rest.wait();
+            self.quiet = Some(now);
+            self.until = self.next_limit(now);
         }
-        let Some((until, limit)) = *this.until else { return Poll::Pending };
-        // The timer of an earlier wait is left alone until it fires: bodies come in many pieces.
-        if this.timer.as_ref().as_pin_ref().is_none_or(|timer| timer.deadline() > until) {
-            this.timer.set(Some(sleep_until(until)));
-        }
+        let Some((until, limit)) = self.until else { return Poll::Pending };
+        let timer = match &mut self.timer {
+            // One of an earlier wait is left alone until it fires: bodies come in many pieces.
+            Some(timer) if timer.deadline() <= until => timer,
+            timer => timer.insert(Box::pin(sleep_until(until))),
+        };
         loop {
-            let Some(mut timer) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
             ready!(timer.as_mut().poll(cx));
             if timer.deadline() >= until {
                 return Poll::Ready(limit);
             }
-            timer.reset(until);
+            timer.as_mut().reset(until);
         }
     }
 
-    fn cut_off(self: Pin<&mut Self>, limit: BodyLimit) -> BoxError {
-        self.project().rest.cut_off(limit).into()
+    fn cut_off(&mut self, limit: BodyLimit) -> BoxError {
+        self.rest.cut_off(limit).into()
     }
 }
 
-#[pinned_drop]
-impl<H: Holds, T> PinnedDrop for Tail<H, T> {
-    fn drop(self: Pin<&mut Self>) {
-        let this = self.project();
-        this.rest.leave(*this.quiet);
+impl<H: Holds, T> Drop for Tail<H, T> {
+    fn drop(&mut self) {
+        self.rest.leave(self.quiet);
     }
 }
 

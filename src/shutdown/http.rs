@@ -1,6 +1,6 @@
 //! What shutting down means for HTTP: exempt paths, `Connection: close`, and a call that lasts as long as its body.
 
-use std::{borrow::Cow, convert::Infallible, pin::Pin, sync::Arc};
+use std::{borrow::Cow, convert::Infallible, sync::Arc};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 
@@ -72,11 +72,11 @@ impl<E> Keep<E> for Call {
     type Error = E;
     type Over = Infallible;
 
-    fn end(mut self: Pin<&mut Self>, _failed: bool) {
+    fn end(&mut self, _failed: bool) {
         self.ended = true;
     }
 
-    fn cut_off(self: Pin<&mut Self>, over: Infallible) -> E {
+    fn cut_off(&mut self, over: Infallible) -> E {
         match over {}
     }
 }

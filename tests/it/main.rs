@@ -21,4 +21,5 @@ mod shutdown;
 mod timeout;
 mod ui;
 mod vectors;
+mod web;
 mod wire;
