@@ -21,9 +21,9 @@ use std::{
 use super::PerKey;
 use crate::spread::{Padded, slots};
 
-/// A newcomer passes over at most so many entries that cannot be forgotten. Those that were used are on top of it: each
-/// is a mark that a hit has made, and is paid for by it.
-const PATIENCE: usize = 128;
+/// A newcomer passes over at most so many entries that cannot be forgotten: two rounds of half as many keys. Those that
+/// were used are on top of it: each is a mark that a call has made, and is paid for by it.
+const PATIENCE: usize = 256;
 
 pub(super) struct Table<K, H> {
     shards: Box<[Padded<Mutex<Shard<K, H>>>]>,
@@ -135,7 +135,7 @@ impl<K, H: PerKey> Table<K, H> {
         Some(place)
     }
 
-    /// Second chance: goes round, clears the marks of those that were used, takes out the first that was not and that
+    /// Second chance (CLOCK): goes round, clears the marks of those that were used, takes out the first that was not and that
     /// is at rest. Twice round at most, as after one all marks are cleared.
     fn forget(&self) -> Option<Entry<K, H>> {
         let hand = &self.newcomers.0.hand;
@@ -194,7 +194,8 @@ impl<K, H> Shard<K, H> {
 
     fn push(&mut self, hash: u64, key: K, handle: H) {
         let next = self.first.insert(hash, self.entries.len());
-        self.entries.push(Entry { hash, next, used: false, key, handle });
+        // Marked, so that those that nobody asks for go before it: where it stands says nothing of its age.
+        self.entries.push(Entry { hash, next, used: true, key, handle });
     }
 
     fn take_out_at_hand(&mut self) -> Entry<K, H> {
@@ -202,10 +203,9 @@ impl<K, H> Shard<K, H> {
         self.redirect(self.entries[at].hash, at, self.entries[at].next);
         let taken = self.entries.swap_remove(at);
         if let Some(moved) = self.entries.get(at) {
+            // The last one, which the hand looks at next.
             self.redirect(moved.hash, self.entries.len(), Some(at));
         }
-        // The last one stands here now. It may be the newest, so its turn comes with the next round.
-        self.hand += 1;
         taken
     }
 
