@@ -27,7 +27,7 @@
 //!
 //! # When there is no room
 //!
-//! If nothing can be forgotten (a newcomer looks at 256 that are busy and no further), all newcomers share **one**
+//! If nothing can be forgotten (a newcomer looks at 384 that are busy and no further), all newcomers share **one**
 //! handle, the [`overflow`](KeyedBuilder::overflow), until there is room. They are then not kept apart from
 //! each other; the keys that are kept are not touched. It is logged at WARN, once a minute at most, and
 //! [counted](Keyed::overflowed). An open circuit that nobody asks again stays open and keeps its place: if keys come from

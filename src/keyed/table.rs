@@ -1,7 +1,7 @@
 //! Where the handles are kept, and which of them is forgotten: shards, one count of places over all of them, and one
 //! hand that goes round.
 //!
-//! A hit takes its shard's lock and writes its entry's mark; nothing else is shared. A newcomer takes a place, which is
+//! A hit takes its shard's lock and writes its entry's chances; nothing else is shared. A newcomer takes a place, which is
 //! one of those that are left or that of an entry to forget, before its handle is made; so there are never more
 //! than `max`, however many come at once and however they fall into shards.
 //!
@@ -21,9 +21,14 @@ use std::{
 use super::PerKey;
 use crate::spread::{Padded, slots};
 
-/// A newcomer passes over at most so many entries that cannot be forgotten: two rounds of half as many keys. Those that
-/// were used are on top of it: each is a mark that a call has made, and is paid for by it.
-const PATIENCE: usize = 256;
+/// How often the hand passes over an entry that was asked for once more, and over one that was just made: so that
+/// among those that were not asked for lately, the ones go first that never were again.
+const USED: u8 = 2;
+const NEW: u8 = 1;
+
+/// A newcomer passes over at most so many entries that cannot be forgotten: three rounds of a third as many keys. Chances
+/// that are taken come on top of it: each was given by a call, and is paid for by it.
+const PATIENCE: usize = 384;
 
 pub(super) struct Table<K, H> {
     shards: Box<[Padded<Mutex<Shard<K, H>>>]>,
@@ -54,8 +59,8 @@ struct Entry<K, H> {
     hash: u64,
     /// The next entry of the same hash.
     next: Option<usize>,
-    /// Whether it was asked for since the hand last came by.
-    used: bool,
+    /// How often the hand still passes over it.
+    chances: u8,
     key: K,
     handle: H,
 }
@@ -118,7 +123,9 @@ impl<K, H: PerKey> Table<K, H> {
         let mut shard = self.shard_of(hash);
         let at = shard.find(hash, key)?;
         let entry = &mut shard.entries[at];
-        entry.used |= uses;
+        if uses {
+            entry.chances = USED;
+        }
         Some(entry.handle.share())
     }
 
@@ -135,12 +142,12 @@ impl<K, H: PerKey> Table<K, H> {
         Some(place)
     }
 
-    /// Second chance (CLOCK): goes round, clears the marks of those that were used, takes out the first that was not and that
-    /// is at rest. Twice round at most, as after one all marks are cleared.
+    /// Second chance, a CLOCK: goes round, takes a chance from each, and takes out the first that has none left and is at
+    /// rest. The third time round at the latest, as by then nobody has any.
     fn forget(&self) -> Option<Entry<K, H>> {
         let hand = &self.newcomers.0.hand;
         let (mut swept, mut passed) = (0, 0);
-        while swept <= 2 * self.shards.len() {
+        while swept <= (1 + usize::from(USED)) * self.shards.len() {
             let here = hand.load(Relaxed);
             let mut lock = self.lock(here);
             let shard = &mut *lock;
@@ -148,7 +155,9 @@ impl<K, H: PerKey> Table<K, H> {
                 continue; // Another newcomer has been through with this one.
             }
             while let Some(entry) = shard.entries.get_mut(shard.hand) {
-                if !std::mem::take(&mut entry.used) {
+                if entry.chances > 0 {
+                    entry.chances -= 1;
+                } else {
                     // In this order: what those who let go of it did is seen once it is known that they did.
                     if entry.handle.is_sole() && entry.handle.is_settled() {
                         return Some(shard.take_out_at_hand());
@@ -194,8 +203,7 @@ impl<K, H> Shard<K, H> {
 
     fn push(&mut self, hash: u64, key: K, handle: H) {
         let next = self.first.insert(hash, self.entries.len());
-        // Marked, so that those that nobody asks for go before it: where it stands says nothing of its age.
-        self.entries.push(Entry { hash, next, used: true, key, handle });
+        self.entries.push(Entry { hash, next, chances: NEW, key, handle });
     }
 
     fn take_out_at_hand(&mut self) -> Entry<K, H> {
@@ -238,7 +246,7 @@ impl<K: Eq, H: PerKey> Place<'_, K, H> {
         let mut shard = self.table.shard_of(hash);
         if let Some(at) = shard.find(hash, &key) {
             let entry = &mut shard.entries[at];
-            entry.used = true;
+            entry.chances = USED;
             let theirs = entry.handle.share();
             // Before the arguments go, whose `Drop` is not ours.
             drop(shard);
