@@ -206,7 +206,7 @@ impl<K, H: PerKey> Keyed<K, H> {
     ///
     /// ```
     /// # use buttress::{CircuitBreaker, Keyed};
-    /// let hosts = Keyed::<&str, _>::each(CircuitBreaker::builder()).build()?;
+    /// let hosts = Keyed::<String, _>::each(CircuitBreaker::builder()).build()?;
     /// hosts.get("up.example");
     /// hosts.get("down.example").force_open();
     /// for (host, breaker) in hosts.active() {
