@@ -333,7 +333,7 @@ impl Warned {
 ///
 /// | setting | default | because |
 /// | --- | --- | --- |
-/// | [`max_keys`](Self::max_keys) | 4096 | more than most processes call or serve. A breaker takes 2 KB on two cores and 14 KB on 32 or more, a whole policy 3 and 28: some 10 to 110 MB when full |
+/// | [`max_keys`](Self::max_keys) | 4096 | more than most processes call or serve. A breaker takes 2 KB on two cores and 14 KB on 32 or more, a whole policy 4 and 27: 8 to 110 MB when full |
 /// | [`overflow`](Self::overflow) | made for the first key that finds no room | it is bounded like the others |
 ///
 /// ```
