@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use buttress::{Backoff, CircuitBreaker, ConcurrencyLimit, Policy, Retry, Shutdown, Timeout, circuit_breaker::State};
+use buttress::{
+    Backoff, CircuitBreaker, ConcurrencyLimit, Keyed, Policy, PolicyBuilder, Retry, Shutdown, Timeout,
+    circuit_breaker::State,
+};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tower::{
@@ -156,15 +159,17 @@ fn bench<S: Service<u64>>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, 
     });
 }
 
-fn policy() -> Policy<buttress::Cloned> {
+fn settings() -> PolicyBuilder<buttress::Cloned> {
     Policy::cloned("bench")
         .deadline(LONG)
         .retry(Retry::exponential(SHORT))
         .circuit_breaker(CircuitBreaker::builder())
         .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64))
         .timeout(SHORT)
-        .build()
-        .unwrap()
+}
+
+fn policy() -> Policy<buttress::Cloned> {
+    settings().build().unwrap()
 }
 
 fn limit(calls: usize) -> ConcurrencyLimit {
@@ -242,6 +247,16 @@ fn layers(c: &mut Criterion) {
     let shutdown = runtime.block_on(async { Shutdown::builder().build() }).unwrap();
     bench(&mut group, "ours", shutdown.handle().layer().layer(AtOnce), true);
     bench(&mut group, "tokio-util's TaskTracker", Tracked { inner: AtOnce, tracker: TaskTracker::new() }, true);
+    group.finish();
+
+    // The handle of a key that is kept: what it costs on top of the handle's own layer.
+    let mut group = c.benchmark_group("keyed");
+    let breakers = Keyed::each(CircuitBreaker::builder()).build().unwrap();
+    (0..1_000).for_each(|key: u64| drop(breakers.get(&key)));
+    bench(&mut group, "ours, circuit breaker of 1000", breakers.layer(|key: &u64| *key).layer(AtOnce), true);
+    let policies = Keyed::each(settings()).build().unwrap();
+    (0..1_000).for_each(|key: u64| drop(policies.get(&key)));
+    bench(&mut group, "ours, all five of 1000", policies.layer(|key: &u64| *key).layer(AtOnce), true);
     group.finish();
 
     let mut group = c.benchmark_group("whole policy");

@@ -104,6 +104,11 @@ impl Checks {
         self.require((1..=max).contains(&count), setting, count, allowed);
     }
 
+    /// What somebody else's `build` refused.
+    pub(crate) fn adopt(&mut self, error: ConfigError) {
+        self.problems.extend(error.problems);
+    }
+
     pub(crate) fn finish(self) -> Result<(), ConfigError> {
         if self.problems.is_empty() { Ok(()) } else { Err(ConfigError { problems: self.problems }) }
     }

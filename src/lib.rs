@@ -16,6 +16,7 @@
 //! | the service is down, and asking makes it worse | [`CircuitBreaker`] |
 //! | too many at once make everything slow | [`ConcurrencyLimit`] |
 //! | all of that | [`Policy`] |
+//! | one host, or tenant, fails and takes the others with it | [`Keyed`]: one of these for each |
 //! | a deploy costs requests, or hangs | [`Shutdown`] |
 //!
 //! # A first policy
@@ -95,6 +96,7 @@ pub mod deadline;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod http;
+pub mod keyed;
 mod kind;
 mod lift;
 pub mod policy;
@@ -116,6 +118,7 @@ pub use crate::{
     concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencyLimitLayer, ConcurrencyLimitService},
     config::{ConfigError, Problem},
     deadline::{Deadline, DeadlineLayer, DeadlineService},
+    keyed::{Keyed, KeyedBuilder, KeyedLayer, KeyedService},
     kind::{Cloned, Kind, Plain},
     lift::{Lift, LiftFuture, LiftLayer},
     policy::{Policy, PolicyBuilder, PolicyLayer, PolicyService},

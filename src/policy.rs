@@ -21,7 +21,7 @@ use crate::{
     kind::{Cloned, Kind, Plain},
     lift::{Lift, LiftFuture},
     shutdown,
-    spread::Spread,
+    spread::{Spread, is_sole},
 };
 
 /// Deadline, retry, circuit breaker, concurrency limit and attempt timeout around a service, each of them optional,
@@ -49,7 +49,7 @@ use crate::{
 /// # Ok(()) }
 /// ```
 pub struct Policy<K = Plain> {
-    parts: Spread<PolicyParts<K>>,
+    pub(crate) parts: Spread<PolicyParts<K>>,
 }
 
 /// The parts of a [`Policy`].
@@ -60,9 +60,18 @@ pub struct PolicyParts<K> {
     retry: Option<Retry>,
     breaker: Option<CircuitBreaker>,
     limit: Option<ConcurrencyLimit>,
+    /// Built alone, so others may hold it too.
+    lent: Lent,
     timeout: Option<Duration>,
     body: BodyTimes,
     kind: K,
+}
+
+/// Which parts of a policy were built alone.
+#[derive(Clone, Copy, Debug)]
+struct Lent {
+    breaker: bool,
+    limit: bool,
 }
 
 impl Policy {
@@ -182,6 +191,25 @@ impl<K> Policy<K> {
     #[must_use]
     pub fn retry(&self) -> Option<&Retry> {
         self.parts.retry.as_ref()
+    }
+}
+
+impl<K> PolicyParts<K> {
+    /// Whether a policy built anew would do the same. A limit that was built alone does not count: it lives on.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.breaker.as_ref().is_none_or(|breaker| breaker.shared.is_as_built())
+            && self.own_limit().is_none_or(|limit| limit.shared.is_idle())
+    }
+
+    /// Whether nobody holds one of its own parts.
+    pub(crate) fn is_sole(&self) -> bool {
+        let own_breaker = self.breaker.as_ref().filter(|_| !self.lent.breaker);
+        own_breaker.is_none_or(|breaker| is_sole(&breaker.shared))
+            && self.own_limit().is_none_or(|limit| is_sole(&limit.shared))
+    }
+
+    fn own_limit(&self) -> Option<&ConcurrencyLimit> {
+        self.limit.as_ref().filter(|_| !self.lent.limit)
     }
 }
 
@@ -475,6 +503,10 @@ impl<K> PolicyBuilder<K> {
 
         let (name, shutdown) = (self.name, self.shutdown.as_ref());
         let bound = self.timeout.into_iter().chain(self.deadline).min();
+        let lent = Lent {
+            breaker: matches!(self.breaker, Some(Part::Shared(_))),
+            limit: matches!(self.limit, Some(Part::Shared(_))),
+        };
         let parts = PolicyParts {
             name,
             deadline: self.deadline,
@@ -483,6 +515,7 @@ impl<K> PolicyBuilder<K> {
             limit: Part::assemble(self.limit, |limit| {
                 told(shutdown, limit, ConcurrencyLimitBuilder::shutdown).assemble(name)
             }),
+            lent,
             timeout: self.timeout,
             body: self.body,
             kind: self.kind,

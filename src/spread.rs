@@ -11,7 +11,11 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+            fence,
+        },
     },
 };
 
@@ -71,11 +75,22 @@ struct Root<T> {
     value: T,
     // Weak, since each seat owns the root. Locked only by a clone that changes slots.
     seats: Box<[Padded<Mutex<Weak<Seat<T>>>>]>,
+    /// Clones that changed slots: see [`Spread::is_sole`].
+    moves: AtomicU64,
+}
+
+/// Whether nobody else holds it. Then it stays so for as long as the caller keeps it from being cloned, and what the
+/// others did with it is seen.
+pub(crate) fn is_sole<T>(shared: &Arc<T>) -> bool {
+    let sole = Arc::strong_count(shared) == 1;
+    // Pairs with the Release with which an `Arc` is counted down.
+    fence(Acquire);
+    sole
 }
 
 impl<T> Spread<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { seat: Root::seat(&Arc::new(Root { value, seats: padded() }), slot()) }
+        Self { seat: Root::seat(&Arc::new(Root { value, seats: padded(), moves: AtomicU64::new(0) }), slot()) }
     }
 
     /// A clone for a call, moving `self` to this thread's slot so that the next one is cheap too.
@@ -86,17 +101,37 @@ impl<T> Spread<T> {
         }
         Self { seat: Arc::clone(&self.seat) }
     }
+
+    /// A clone in the slot of `self`, whatever the thread: it never makes a seat, so it allocates nothing and takes no lock.
+    pub(crate) fn beside(&self) -> Self {
+        Self { seat: Arc::clone(&self.seat) }
+    }
+
+    /// As [`is_sole`](is_sole()).
+    ///
+    /// The counts of the seat and of the root are two words, and a clone could hide from both by changing slots between
+    /// the two looks. But it counts its moves: after it has come to its new seat, before it leaves the old one. So if
+    /// none has moved meanwhile, each would have been seen where it was.
+    pub(crate) fn is_sole(&self) -> bool {
+        let root = &self.seat.root;
+        // Acquire: where a clone has moved to until now is seen below. Afterwards, the fence of `is_sole` pairs with
+        // the release of the seat that a clone has left, and shows its move.
+        let moves = root.moves.load(Acquire);
+        is_sole(root) && is_sole(&self.seat) && root.moves.load(Relaxed) == moves
+    }
 }
 
 impl<T> Root<T> {
     #[cold]
     fn seat(self: &Arc<Self>, slot: usize) -> Arc<Seat<T>> {
         let mut seat = self.seats[slot].0.lock().unwrap_or_else(PoisonError::into_inner);
-        seat.upgrade().unwrap_or_else(|| {
+        let taken = seat.upgrade().unwrap_or_else(|| {
             let new = Arc::new(Seat { slot, root: Arc::clone(self) });
             *seat = Arc::downgrade(&new);
             new
-        })
+        });
+        self.moves.fetch_add(1, Release);
+        taken
     }
 }
 
@@ -146,6 +181,51 @@ mod tests {
         assert_eq!(Arc::strong_count(&watched), 2);
         drop(spread);
         assert_eq!(Arc::strong_count(&watched), 1, "no seat keeps the value alive");
+    }
+
+    #[test]
+    fn a_spread_is_sole_once_every_clone_is_gone() {
+        let spread = Spread::new(());
+        assert!(spread.is_sole());
+        let beside = spread.beside();
+        assert!(!spread.is_sole());
+        std::thread::spawn(move || {
+            let elsewhere = beside.clone();
+            drop(beside);
+            elsewhere
+        })
+        .join()
+        .map(|elsewhere| assert!(!spread.is_sole(), "{:?} is held in another slot", *elsewhere))
+        .unwrap();
+        assert!(spread.is_sole());
+    }
+
+    #[test]
+    fn a_clone_that_changes_slots_all_the_time_does_not_hide() {
+        let spread = Spread::new(());
+        let (start, done) = (std::sync::Barrier::new(2), std::sync::atomic::AtomicBool::new(false));
+        let mut hidden = false;
+        std::thread::scope(|scope| {
+            let mut wanders = spread.clone();
+            let (start, done) = (&start, &done);
+            scope.spawn(move || {
+                start.wait();
+                for round in 0..3_000_000 {
+                    SLOT.set(round % slots());
+                    wanders = wanders.clone();
+                }
+                // The last look below comes before it goes.
+                done.store(true, Relaxed);
+                start.wait();
+            });
+            start.wait();
+            while !done.load(Relaxed) {
+                hidden |= spread.is_sole();
+            }
+            start.wait();
+        });
+        assert!(!hidden);
+        assert!(spread.is_sole());
     }
 
     #[test]

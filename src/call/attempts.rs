@@ -16,7 +16,7 @@ use crate::{
 /// How a layer comes by a service for a call that waits, or for a further attempt.
 pub trait Again<S, Req> {
     /// A service that has reserved nothing.
-    fn fresh(&self, service: &S) -> Option<S>;
+    fn fresh(service: &S) -> Option<S>;
 
     /// The request once more.
     fn repeat(&self, req: &Req) -> Option<Req>;
@@ -31,7 +31,7 @@ pub struct Never;
 
 impl<S, Req> Again<S, Req> for Never {
     #[inline]
-    fn fresh(&self, _: &S) -> Option<S> {
+    fn fresh(_: &S) -> Option<S> {
         None
     }
 
@@ -59,7 +59,7 @@ impl Unrepeated {
 
 impl<S: Clone, Req, R: Repeat<Req>> Again<S, Req> for Repeating<R> {
     #[inline]
-    fn fresh(&self, service: &S) -> Option<S> {
+    fn fresh(service: &S) -> Option<S> {
         Some(service.clone())
     }
 
@@ -128,8 +128,8 @@ where
         self.req.as_ref().is_some_and(|copy| Again::<S, Req>::may_send(parts.again(), copy, sent))
     }
 
-    fn leave(&mut self, parts: &P) {
-        if let Some(fresh) = Again::<S, Req>::fresh(parts.again(), &self.service) {
+    fn leave(&mut self, _: &P) {
+        if let Some(fresh) = <P::Again as Again<S, Req>>::fresh(&self.service) {
             self.service = fresh;
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use tower::{Layer, Service};
 
 use super::{
-    Handle, Holds, Parts, ResponseFuture,
+    For, Handle, Holds, Parts, ResponseFuture,
     attempts::{Again, Resend},
     core::{Claims, Core, Entry},
     future::State,
@@ -103,7 +103,7 @@ impl<S, H> Guarded<S, H> {
     where
         S: Service<Req> + Clone,
         S::Error: Reject<S::Response>,
-        H: Handle,
+        H: For<Req>,
         AgainOf<H>: Again<S, Req>,
         HoldOf<H>: Hold<S::Response, H::Local>,
         ClassifyOf<H>: Classify<S::Response, <S::Error as Reject<S::Response>>::Cause>,
@@ -129,7 +129,7 @@ impl<S, Req, H> Service<Req> for Guarded<S, H>
 where
     S: Service<Req>,
     S::Error: Reject<S::Response>,
-    H: Handle,
+    H: For<Req>,
     AgainOf<H>: Again<S, Req>,
     HoldOf<H>: Hold<S::Response, H::Local>,
     ClassifyOf<H>: Classify<S::Response, <S::Error as Reject<S::Response>>::Cause>,
@@ -142,7 +142,7 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         if self.handle.poll_ready(cx).is_pending() {
             // Nobody is called while this waits, so nothing stays reserved below.
-            self.unready::<Req>(self.handle.clone().local().parts());
+            self.unready::<Req>();
             return Poll::Pending;
         }
         self.inner.poll_ready(cx)
@@ -150,7 +150,7 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let held = self.handle.local();
+        let held = self.handle.local(&req);
         let parts = held.parts();
         let mut claims = Claims::default();
         match claims.begin(parts).and_then(|()| claims.admit(parts)) {
@@ -158,7 +158,7 @@ where
                 let on_panic = claims.unless_forgotten(parts);
                 let copy = if claims.is_last(parts) { None } else { parts.again().repeat(&req) };
                 let attempts = copy.and_then(|req| {
-                    let service = parts.again().fresh(&self.inner)?;
+                    let service = <AgainOf<H> as Again<S, Req>>::fresh(&self.inner)?;
                     Some(Resend { service, req: Some(req) })
                 });
                 // Wrapped where it is made, so that it is made in its final place: moving it costs as much as all
@@ -183,7 +183,7 @@ impl<S, H: Handle> Guarded<S, H> {
         S: Service<Req>,
         AgainOf<H>: Again<S, Req>,
     {
-        match self.later(&core, req) {
+        match self.later(req) {
             Some(attempts) => ResponseFuture::queued(core, attempts),
             // No layer of ours has a queue and no way to call later; if one had, it would be full.
             None => {
@@ -201,30 +201,30 @@ impl<S, H: Handle> Guarded<S, H> {
         AgainOf<H>: Again<S, Req>,
     {
         let attempts = if core.claims.retries(core.parts(), rejection.reason()) {
-            self.later(&core, req)
+            self.later(req)
         } else {
-            self.unready::<Req>(core.parts());
+            self.unready::<Req>();
             None
         };
         ResponseFuture::rejected(core, attempts, rejection)
     }
 
     /// Gives back the readiness that `self.inner` has reserved, and prepares to call a fresh clone later.
-    fn later<Req>(&mut self, core: &Core<H::Local>, req: Req) -> Option<Resend<S, Req>>
+    fn later<Req>(&mut self, req: Req) -> Option<Resend<S, Req>>
     where
         AgainOf<H>: Again<S, Req>,
     {
-        self.unready::<Req>(core.parts());
-        let service = Again::<S, Req>::fresh(core.parts().again(), &self.inner)?;
+        self.unready::<Req>();
+        let service = <AgainOf<H> as Again<S, Req>>::fresh(&self.inner)?;
         Some(Resend { service, req: Some(req) })
     }
 
     /// Gives back the readiness that `self.inner` has reserved.
-    fn unready<Req>(&mut self, parts: &PartsOf<H>)
+    fn unready<Req>(&mut self)
     where
         AgainOf<H>: Again<S, Req>,
     {
-        if let Some(fresh) = Again::<S, Req>::fresh(parts.again(), &self.inner) {
+        if let Some(fresh) = <AgainOf<H> as Again<S, Req>>::fresh(&self.inner) {
             self.inner = fresh;
         }
     }

@@ -110,14 +110,17 @@ pub trait Handle: Clone {
     /// What a future holds.
     type Local: Holds;
 
-    /// For one call.
-    fn local(&mut self) -> Self::Local;
-
     /// Whether to show readiness at all. Reserves nothing.
     #[inline]
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
     }
+}
+
+/// What calls of a request hold.
+pub trait For<Req>: Handle {
+    /// For one call.
+    fn local(&mut self, req: &Req) -> Self::Local;
 }
 
 impl<P: Parts> Holds for Spread<P> {
@@ -131,9 +134,11 @@ impl<P: Parts> Holds for Spread<P> {
 
 impl<P: Parts> Handle for Spread<P> {
     type Local = Self;
+}
 
+impl<P: Parts, Req> For<Req> for Spread<P> {
     #[inline]
-    fn local(&mut self) -> Self {
+    fn local(&mut self, _: &Req) -> Self {
         Spread::local(self)
     }
 }
@@ -162,9 +167,11 @@ impl<P: Parts> Holds for Inline<P> {
 
 impl<P: Parts + Copy> Handle for Inline<P> {
     type Local = Self;
+}
 
+impl<P: Parts + Copy, Req> For<Req> for Inline<P> {
     #[inline]
-    fn local(&mut self) -> Self {
+    fn local(&mut self, _: &Req) -> Self {
         *self
     }
 }

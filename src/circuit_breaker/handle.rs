@@ -18,7 +18,7 @@ use tokio::{
 use super::{CircuitBreakerBuilder, Shared, Snapshot, State};
 use crate::{
     ByResult, Classify, Error, Reject, Rejection, Verdict,
-    call::{Given, Guard, Guarded, Handle, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
+    call::{For, Given, Guard, Guarded, Handle, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
     clock::{after, now},
     spread::Spread,
 };
@@ -220,8 +220,8 @@ impl Drop for Permit {
 /// A breaker and a classifier.
 #[derive(Debug)]
 pub struct BreakerParts<B, C> {
-    breaker: B,
-    classify: C,
+    pub(crate) breaker: B,
+    pub(crate) classify: C,
 }
 
 impl<B: Deref<Target = Shared>, C> Parts for BreakerParts<B, C> {
@@ -311,16 +311,18 @@ impl<C> Handle for Gate<C> {
     type Local = Spread<BreakerParts<Arc<Shared>, C>>;
 
     #[inline]
-    fn local(&mut self) -> Self::Local {
-        self.spread.local()
-    }
-
-    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.when_open {
             WhenOpen::Reject => Poll::Ready(()),
             WhenOpen::Wait => self.poll_admitting(cx),
         }
+    }
+}
+
+impl<C, Req> For<Req> for Gate<C> {
+    #[inline]
+    fn local(&mut self, _: &Req) -> Self::Local {
+        self.spread.local()
     }
 }
 

@@ -34,7 +34,7 @@ mod shared;
 use std::time::Duration;
 
 pub use config::CircuitBreakerBuilder;
-pub use handle::{CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, Gate, Permit, WhenOpen};
+pub use handle::{BreakerParts, CircuitBreaker, CircuitBreakerLayer, CircuitBreakerService, Gate, Permit, WhenOpen};
 pub use shared::Shared;
 
 use crate::{Rule, window::rate};

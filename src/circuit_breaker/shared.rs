@@ -75,6 +75,8 @@ pub struct Shared {
     /// `generation: 32 | failures in a row: 32`
     consecutive: Padded<AtomicU64>,
     window: Window,
+    /// The state that it was built in.
+    initial: State,
     settings: Settings,
     base: Instant,
     /// Calls refused since the last transition, per slot.
@@ -117,6 +119,7 @@ impl Shared {
             free_probes: AtomicU32::new(0),
             consecutive: Padded::default(),
             window,
+            initial: state,
             settings,
             base,
             rejected: padded(),
@@ -328,6 +331,11 @@ impl Shared {
         };
         let before = self.consecutive.0.fetch_update(Relaxed, Relaxed, |word| Some(extended(word)));
         extended(before.unwrap_or_else(|word| word)) as u32
+    }
+
+    /// Whether a breaker built anew would do the same: the state is the one that it was built in.
+    pub(crate) fn is_as_built(&self) -> bool {
+        self.state() == self.initial
     }
 
     // ---------------------------------------------------------------- the machine

@@ -200,7 +200,7 @@ impl Drop for Permit {
 /// A limit.
 #[derive(Debug)]
 pub struct LimitParts<L> {
-    limit: L,
+    pub(crate) limit: L,
 }
 
 impl<L: Deref<Target = Shared>> Parts for LimitParts<L> {

@@ -91,6 +91,11 @@ impl Shared {
         in_flight(self.word.0.load(Relaxed)) as usize
     }
 
+    /// Whether nothing is in flight and nothing waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.word.0.load(Relaxed) == 0
+    }
+
     pub(super) fn waiting(&self) -> usize {
         waiting(self.word.0.load(Relaxed)) as usize
     }

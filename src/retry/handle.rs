@@ -38,7 +38,7 @@ pub struct Retry {
     pub(super) rejected: u8,
     pub(super) throttled: Option<bool>,
     pub(super) budget: Option<Budget>,
-    pub(super) random: Arc<crate::random::Random>,
+    pub(crate) random: Arc<crate::random::Random>,
     pub(super) shutdown: Option<shutdown::Handle>,
 }
 
@@ -179,8 +179,8 @@ pub fn current_attempt() -> Option<u32> {
 /// A retry and a kind.
 #[derive(Debug)]
 pub struct RetryParts<R, K> {
-    retry: R,
-    kind: K,
+    pub(crate) retry: R,
+    pub(crate) kind: K,
 }
 
 impl<R: Borrow<Retry>, C, P> Parts for RetryParts<R, Kind<C, P>> {

@@ -27,7 +27,12 @@ impl Waits {
 
     pub(super) fn enlist(&self, limit: Weak<Limit>) {
         let mut limits = self.lock_limits();
-        limits.retain(|limit| limit.strong_count() > 0);
+        if limits.len() == limits.capacity() {
+            // Forgets those that are gone, and makes room for as many as are left: by then it is due again.
+            limits.retain(|limit| limit.strong_count() > 0);
+            let left = limits.len();
+            limits.reserve(left + 1);
+        }
         limits.push(limit);
     }
 

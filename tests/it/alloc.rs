@@ -14,8 +14,8 @@ use std::{
 };
 
 use buttress::{
-    CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Lift, Policy, Rejection, Retry, Rule,
-    Shutdown, Timeout, Verdict, circuit_breaker::State,
+    CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Keyed, Lift, Policy, Rejection, Retry,
+    Rule, Shutdown, Timeout, Verdict, circuit_breaker::State,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
@@ -232,6 +232,31 @@ fn an_answer_that_must_be_waited_for_allocates_nothing_in_any_layer() {
         }
         for_each_layer!(Slow, check);
     });
+}
+
+// On a thread that made none of the handles, too.
+#[test]
+fn a_key_that_is_kept_allocates_nothing_to_be_found() {
+    let breakers: Keyed<String, _> = Keyed::each(CircuitBreaker::builder()).build().unwrap();
+    let limits: Keyed<u64, _> = Keyed::each(ConcurrencyLimit::builder().max_in_flight(8)).build().unwrap();
+    let retries: Keyed<u64, _> = Keyed::each(Retry::exponential(ms(10))).build().unwrap();
+    let policies = Keyed::each(Policy::cloned("all").circuit_breaker(CircuitBreaker::builder()).timeout(secs(1)));
+    let policies: Keyed<u64, _> = policies.build().unwrap();
+    let check = || {
+        allocates_nothing(|| drop(breakers.get("example.org")));
+        allocates_nothing(|| assert_eq!(now(policies.get(&7).call(|| ready(Ok::<u64, ()>(7)))), Ok(7)));
+        macro_rules! check {
+            ($keyed:ident) => {
+                let mut service = $keyed.layer(|key: &u64| *key).layer(Echo);
+                allocates_nothing(|| assert!(matches!(ask(&mut service), Ok(7))));
+            };
+        }
+        check!(limits);
+        check!(retries);
+        check!(policies);
+    };
+    check();
+    std::thread::scope(|scope| (0..3).for_each(|_| scope.spawn(check).join().unwrap()));
 }
 
 // HAZARD: C10, T1

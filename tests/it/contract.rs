@@ -11,7 +11,7 @@ mod types;
 
 use buttress::{
     Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConcurrencyLimitBuilder, DeadlineLayer, Jitter,
-    Policy, Rejection, Retry, RetryBuilder, Timeout, Verdict,
+    Keyed, Policy, Rejection, Retry, RetryBuilder, Timeout, Verdict,
 };
 use tokio::time::sleep;
 use tower::{
@@ -89,6 +89,33 @@ fn policy() -> Subject {
 
 fn policy_of_nothing() -> Subject {
     Subject::of(Policy::plain("nothing").build().unwrap().layer())
+}
+
+/// Each of them for one key.
+fn keyed_circuit_breaker() -> Subject {
+    let keyed = Keyed::each(breaker()).build().unwrap();
+    Subject { breaker: Some(keyed.get(&())), ..Subject::of(keyed.layer(|_: &Ask| ())) }
+}
+
+fn keyed_concurrency_limit() -> Subject {
+    let keyed = Keyed::each(limit()).build().unwrap();
+    Subject { limit: Some(keyed.get(&())), ..Subject::of(keyed.layer(|_: &Ask| ())) }
+}
+
+fn keyed_policy() -> Subject {
+    let each = Policy::cloned("all")
+        .deadline(secs(60))
+        .retry(retry())
+        .circuit_breaker(breaker())
+        .concurrency_limit(limit())
+        .timeout(secs(10));
+    let keyed = Keyed::each(each).build().unwrap();
+    let policy = keyed.get(&());
+    Subject {
+        breaker: policy.circuit_breaker().cloned(),
+        limit: policy.concurrency_limit().cloned(),
+        ..Subject::of(keyed.layer(|_: &Ask| ()))
+    }
 }
 
 impl Subject {
@@ -294,3 +321,4 @@ macro_rules! contract {
 }
 
 contract![timeout, deadline, retrying, circuit_breaker, concurrency_limit, policy, policy_of_nothing];
+contract![keyed_circuit_breaker, keyed_concurrency_limit, keyed_policy];

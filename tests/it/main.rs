@@ -11,6 +11,7 @@ mod circuit_breaker_more;
 mod concurrency_limit;
 mod contract;
 mod deadline;
+mod keyed;
 mod late;
 mod loopback;
 mod observe;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use buttress::{
-    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Jitter, Policy,
-    Reason, Retry, Rule, Timeout, Verdict,
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Jitter, Keyed,
+    Policy, Reason, Retry, Rule, Timeout, Verdict,
     circuit_breaker::{State, Transition},
     classify,
     retry::Budget,
@@ -517,4 +517,31 @@ async fn a_watch_begins_with_the_state_as_it_is_and_wakes_who_waits() {
     assert_eq!(waits.await.unwrap(), State::ForcedOpen);
     let refused = breaker.call(async { Ok::<_, fmt::Error>(()) }).await;
     assert!(matches!(refused, Err(Error::Rejected(no)) if no.reason() == Reason::CircuitOpen));
+}
+
+// ---------------------------------------------------------------- keys without room
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_find_no_room_are_a_warning_once_a_minute() {
+    let hosts: Keyed<u32, _> = Keyed::each(builder()).max_keys(1).build().unwrap();
+    let held = hosts.get(&0);
+    let (log, _guard) = listen();
+    (1..100).for_each(|key| drop(hosts.get(&key)));
+    let warned = log.take();
+    assert_eq!(warned.len(), 1);
+    assert_eq!((warned[0].level, warned[0].target.as_str()), (Level::WARN, "buttress"));
+    assert_eq!(warned[0].of(["max_keys", "overflowed"]), ["1", "1"]);
+
+    sleep(secs(59)).await;
+    let _ = hosts.get(&1);
+    assert!(log.take().is_empty());
+    sleep(secs(1)).await;
+    (1..100).for_each(|key| drop(hosts.get(&key)));
+    let warned = log.take();
+    assert_eq!(warned.len(), 1);
+    assert_eq!(warned[0].of(["max_keys", "overflowed"]), ["1", "101"]);
+    drop(held);
+    let _ = hosts.get(&1);
+    assert!(log.take().is_empty());
+    assert_eq!(hosts.overflowed(), 199);
 }
