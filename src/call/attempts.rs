@@ -20,6 +20,16 @@ pub trait Again<S, Req> {
 
     /// The request once more.
     fn repeat(&self, req: &Req) -> Option<Req>;
+
+    /// Whether that request can still be sent.
+    fn is_whole(&self, _copy: &Req) -> bool {
+        true
+    }
+
+    /// That request is about to be sent.
+    fn take_over(&self, _copy: &mut Req) -> bool {
+        true
+    }
 }
 
 /// Neither waits nor repeats, so the service need not be `Clone`.
@@ -59,6 +69,14 @@ impl<S: Clone, Req, R: Repeat<Req>> Again<S, Req> for Repeating<R> {
     fn repeat(&self, req: &Req) -> Option<Req> {
         self.0.repeat(req)
     }
+
+    fn is_whole(&self, copy: &Req) -> bool {
+        self.0.is_whole(copy)
+    }
+
+    fn take_over(&self, copy: &mut Req) -> bool {
+        self.0.take_over(copy)
+    }
 }
 
 /// The attempts of one call.
@@ -69,7 +87,12 @@ pub trait Attempts<P> {
     type Error;
 
     /// Whether another attempt can be made.
-    fn can_go_on(&self) -> bool;
+    fn can_go_on(&self, parts: &P) -> bool;
+
+    /// Another attempt is decided on; whether it still can be made.
+    fn take_over(&mut self, _: &P) -> bool {
+        true
+    }
 
     /// Gives up what a `poll_next` that is still pending has reserved: a place in a line below.
     fn leave(&mut self, _: &P) {}
@@ -100,8 +123,12 @@ where
     type Future = S::Future;
     type Error = S::Error;
 
-    fn can_go_on(&self) -> bool {
-        self.req.is_some()
+    fn can_go_on(&self, parts: &P) -> bool {
+        self.req.as_ref().is_some_and(|req| Again::<S, Req>::is_whole(parts.again(), req))
+    }
+
+    fn take_over(&mut self, parts: &P) -> bool {
+        self.req.as_mut().is_some_and(|req| Again::<S, Req>::take_over(parts.again(), req))
     }
 
     fn leave(&mut self, parts: &P) {
@@ -128,7 +155,7 @@ impl<P, F: FnMut(u32) -> Fut, Fut: Future<Output = Result<T, E>>, T, E> Attempts
     type Future = Fut;
     type Error = E;
 
-    fn can_go_on(&self) -> bool {
+    fn can_go_on(&self, _: &P) -> bool {
         true
     }
 
@@ -157,7 +184,7 @@ impl<P, F: Future<Output = Result<T, E>>, T, E> Attempts<P> for Given<F> {
     type Future = F;
     type Error = E;
 
-    fn can_go_on(&self) -> bool {
+    fn can_go_on(&self, _: &P) -> bool {
         self.0.is_some()
     }
 

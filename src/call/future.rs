@@ -257,11 +257,15 @@ where
 fn go_on<A: Attempts<P>, P: Parts>(
     claims: &mut Claims,
     parts: &P,
-    attempts: &Option<A>,
+    attempts: &mut Option<A>,
     hint: Option<Duration>,
 ) -> Option<Wait> {
-    let can = !claims.is_last(parts) && attempts.as_ref().is_some_and(|attempts| attempts.can_go_on());
-    if can { claims.again_at(parts, hint) } else { None }
+    if claims.is_last(parts) {
+        return None;
+    }
+    let attempts = attempts.as_mut().filter(|attempts| attempts.can_go_on(parts))?;
+    // Last, since it ends what may still go on of the attempt before: a call that gives up leaves that alone.
+    claims.again_at(parts, hint).filter(|_| attempts.take_over(parts))
 }
 
 impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {

@@ -15,6 +15,20 @@
 pub trait Repeat<Req> {
     /// The request once more, or `None`: it is sent once then.
     fn repeat(&self, req: &Req) -> Option<Req>;
+
+    /// Whether `copy`, which was made before the attempt that has failed, can still be sent. Asked before a retry is
+    /// decided on; if not, none follows. A body that is recorded as it goes by may have outgrown its recording.
+    #[inline]
+    fn is_whole(&self, _copy: &Req) -> bool {
+        true
+    }
+
+    /// A retry is decided on: from here on nobody but `copy` uses what it shares with the attempt that has failed. `false`
+    /// if it turns out that it is not whole: the call ends with what there is.
+    #[inline]
+    fn take_over(&self, _copy: &mut Req) -> bool {
+        true
+    }
 }
 
 impl<Req, F: Fn(&Req) -> Option<Req>> Repeat<Req> for F {
