@@ -44,9 +44,9 @@ use crate::retry::{CloneRequest, Repeat};
 ///
 /// ```
 /// use buttress::http::{Replay, ReplayLayer};
-/// use http_body_util::{BodyExt, Full};
+/// use http_body_util::BodyExt;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// let first = Replay::new(Full::from("a long story"), ReplayLayer::DEFAULT_CAP);
+/// let first = Replay::new(String::from("a long story"), ReplayLayer::DEFAULT_CAP);
 /// let second = first.again();
 /// assert_eq!(first.collect().await.unwrap().to_bytes(), "a long story");
 /// assert!(second.is_whole());
@@ -110,9 +110,9 @@ struct Source<B> {
 ///
 /// ```
 /// use buttress::http::{BodyGone, Replay};
-/// use http_body_util::{BodyExt, Full};
+/// use http_body_util::BodyExt;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// let first = Replay::new(Full::from("a long story"), 4);
+/// let first = Replay::new(String::from("a long story"), 4);
 /// let second = first.again();
 /// assert!(first.collect().await.is_ok() && !second.is_whole());
 /// let error = second.collect().await.unwrap_err();
@@ -392,7 +392,10 @@ where
             Poll::Pending => Poll::Pending,
         };
         // A body that is over is dropped when this returns: outside of the lock, as the wakers are.
-        state.rest = rest.unwrap_or_else(|| Rest::Here(source));
+        state.rest = match rest {
+            Some(over) => over,
+            None => Rest::Here(source),
+        };
         drop(state);
         if mine {
             return polled;
@@ -449,12 +452,12 @@ impl<B> Repeat<Replay<B>> for CloneRequest {
 ///
 /// ```
 /// use buttress::{Policy, Retry, http::{ByStatus, Idempotent, Replay, ReplayLayer}};
-/// use http_body_util::{BodyExt, Full};
+/// use http_body_util::BodyExt;
 /// use std::time::Duration;
 /// use tower::{Layer, ServiceExt, service_fn};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let client = service_fn(|request: http::Request<Replay<Full<bytes::Bytes>>>| async {
+/// # let client = service_fn(|request: http::Request<Replay<String>>| async {
 /// #     let body = request.into_body().collect().await?.to_bytes();
 /// #     let status = if buttress::retry::current_attempt() == Some(1) { 503 } else { 200 };
 /// #     Ok::<_, tower::BoxError>(http::Response::builder().status(status).body(body)?)
@@ -464,8 +467,8 @@ impl<B> Repeat<Replay<B>> for CloneRequest {
 ///     .repeat(Idempotent::default())
 ///     .retry(Retry::exponential(Duration::from_millis(50)))
 ///     .build()?;
-/// let client = ReplayLayer::default().layer(policy.wrap(client));
-/// let upload = http::Request::put("/book").body(Full::from("a long story"))?;
+/// let client = ReplayLayer::default().layer(policy.layer().layer(client));
+/// let upload = http::Request::put("/book").body(String::from("a long story"))?;
 /// assert_eq!(client.oneshot(upload).await?.into_body(), "a long story");
 /// # Ok(()) }
 /// ```
