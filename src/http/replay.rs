@@ -456,7 +456,7 @@ impl<B> Repeat<Replay<B>> for CloneRequest {
 /// use std::time::Duration;
 /// use tower::{Layer, ServiceExt, service_fn};
 ///
-/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), tower::BoxError> {
 /// # let client = service_fn(|request: http::Request<Replay<String>>| async {
 /// #     let body = request.into_body().collect().await?.to_bytes();
 /// #     let status = if buttress::retry::current_attempt() == Some(1) { 503 } else { 200 };

@@ -15,6 +15,7 @@ mod late;
 mod loopback;
 mod observe;
 mod policy;
+mod replay;
 mod retry;
 mod shutdown;
 mod timeout;
