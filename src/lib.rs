@@ -63,7 +63,7 @@
 //! # Features
 //!
 //! None is on by default, and all patterns are there without any. `http`: judging responses by status, `Retry-After`,
-//! rejections as responses for axum. `reqwest`: the preset for `reqwest::Client`. `signal` and `serve`: signals and an HTTP server
+//! rejections as responses for axum, uploads that can be sent again. `reqwest`: the preset for `reqwest::Client`. `signal` and `serve`: signals and an HTTP server
 //! for [graceful shutdown](shutdown).
 //!
 //! # What to rely on

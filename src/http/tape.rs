@@ -4,6 +4,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 
+/// Whoever says how much is to come, a peer perhaps, does not make us reserve more than this.
+const BELIEVED: usize = 64 * 1024;
+
 /// Records bytes and trailers until it would hold more than its cap: it drops all then, and stays empty.
 ///
 /// Chunks are copied and not kept by reference: a few bytes of a chunk can hold on to all of a large buffer, and many
@@ -69,8 +72,9 @@ impl Tape {
         let wanted = usize::try_from(more).ok().and_then(|more| more.checked_add(chunk.len()));
         let Some(wanted) = wanted.filter(|wanted| *wanted <= left) else { return self.tear() };
         if self.open.capacity() - self.open.len() < chunk.len() {
-            // Twice as much each time, but neither more than may come nor less than will.
-            self.open.reserve_exact(self.open.len().clamp(wanted, left));
+            // Twice as much each time, but no more than may come, and at once what will: as far as one believes it.
+            let ahead = wanted.min(BELIEVED).max(self.open.len());
+            self.open.reserve_exact(ahead.clamp(chunk.len(), left));
         }
         self.open.extend_from_slice(chunk);
         self.len += chunk.len();
@@ -128,6 +132,14 @@ mod tests {
             Item::Trailers(trailers) => trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum(),
         });
         sealed.sum::<usize>() + tape.open.capacity()
+    }
+
+    #[test]
+    fn a_length_that_is_only_claimed_costs_no_memory() {
+        let mut tape = Tape::new(usize::MAX);
+        tape.record(&Frame::data(Bytes::from_static(b"x")), 1 << 62);
+        assert_eq!(tape.len(), 1);
+        assert!(held(&tape) <= BELIEVED);
     }
 
     proptest! {

@@ -54,7 +54,7 @@ impl<Req> Repeat<Req> for Once {
     }
 }
 
-/// Clones the request. For requests that are safe to repeat.
+/// Clones the request. For requests that are safe to repeat. (By feature `http`, of a `Replay` body it makes a copy too.)
 ///
 /// ```
 /// use buttress::retry::{CloneRequest, Repeat};

@@ -176,6 +176,26 @@ fn a_body_is_dropped_when_it_is_over_although_copies_are_left() {
     assert!(alive.upgrade().is_none());
 }
 
+#[test]
+fn a_copy_knows_its_length_and_its_end_as_the_first_attempt_does() {
+    let mut first = Replay::new(Upload::chunks(cut(20, 10)).known(20), 100);
+    let mut second = first.again();
+    assert_eq!((first.size_hint().exact(), first.is_end_stream()), (Some(20), false));
+    let _ = poll(&mut first);
+    assert_eq!((first.size_hint().exact(), first.is_end_stream()), (Some(10), false));
+    let _ = poll(&mut first);
+    assert_eq!((first.size_hint().exact(), first.is_end_stream()), (Some(0), true), "without one more poll");
+    assert_eq!((second.size_hint().exact(), second.is_end_stream()), (Some(20), false));
+    let _ = poll(&mut second);
+    assert_eq!((second.size_hint().exact(), second.is_end_stream()), (Some(0), true), "without one more poll");
+
+    let empty = Replay::new(Upload::of([]).known(0), 0);
+    for mut body in [empty.again(), empty] {
+        assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(0), true));
+        assert!(matches!(poll(&mut body), Poll::Ready(None)));
+    }
+}
+
 // ------------------------------------------------------------------------------------------------ any order
 
 #[derive(Clone, Copy, Debug)]
