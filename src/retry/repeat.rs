@@ -10,7 +10,7 @@
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not know how to repeat a `{Req}`",
     label = "this request cannot be repeated by `{Self}`",
-    note = "`Policy::plain` sends any request once; `.repeat(|request| …)` takes a closure that makes a copy, or `None` to send it once"
+    note = "`Policy::plain` sends any request once; `.repeat(|request| …)` takes a closure that makes a copy, or `None` to send it once; for HTTP bodies that are streamed there is `http::ReplayLayer`"
 )]
 pub trait Repeat<Req> {
     /// The request once more, or `None`: it is sent once then.
