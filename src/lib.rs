@@ -64,8 +64,9 @@
 //! # Features
 //!
 //! None is on by default, and all patterns are there without any. `http`: judging responses by status, `Retry-After`,
-//! rejections as responses for axum and gRPC, deadlines in headers. `reqwest`: the preset for `reqwest::Client`. `signal` and
-//! `serve`: signals and an HTTP server for [graceful shutdown](shutdown).
+//! rejections as responses for axum and gRPC, deadlines in headers, uploads that can be sent again. `reqwest`: the preset for
+//! `reqwest::Client`. `hyper` and `tonic`: what the errors of hyper-util's client and of tonic say. `http2`: knows which streams
+//! were refused. `signal` and `serve`: signals and an HTTP server for [graceful shutdown](shutdown).
 //!
 //! # What to rely on
 //!

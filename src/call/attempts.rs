@@ -23,6 +23,9 @@ pub trait Again<S, Req> {
 
     /// Whether a copy can and may be sent, after an attempt that may have reached the service.
     fn may_send(&self, copy: &Req, sent: bool) -> bool;
+
+    /// That copy is about to be sent.
+    fn take_over(&self, copy: &mut Req) -> bool;
 }
 
 /// Neither waits nor repeats, so the service need not be `Clone`.
@@ -42,6 +45,10 @@ impl<S, Req> Again<S, Req> for Never {
 
     #[inline]
     fn may_send(&self, _: &Req, _: bool) -> bool {
+        false
+    }
+
+    fn take_over(&self, _: &mut Req) -> bool {
         false
     }
 }
@@ -72,6 +79,10 @@ impl<S: Clone, Req, R: Repeat<Req>> Again<S, Req> for Repeating<R> {
     fn may_send(&self, copy: &Req, sent: bool) -> bool {
         self.0.may_send(copy, sent)
     }
+
+    fn take_over(&self, copy: &mut Req) -> bool {
+        self.0.take_over(copy)
+    }
 }
 
 /// The attempts of one call.
@@ -88,6 +99,11 @@ pub trait Attempts<P> {
 
     /// Whether another attempt can be made, after one that may have reached the service.
     fn can_go_on(&self, parts: &P, sent: bool) -> bool;
+
+    /// Another attempt is decided on; whether it still can be made.
+    fn take_over(&mut self, _: &P) -> bool {
+        true
+    }
 
     /// Gives up what a `poll_next` that is still pending has reserved: a place in a line below.
     fn leave(&mut self, _: &P) {}
@@ -122,6 +138,10 @@ where
     #[inline]
     fn hold(parts: &P) -> &P::Hold {
         parts.hold()
+    }
+
+    fn take_over(&mut self, parts: &P) -> bool {
+        self.req.as_mut().is_some_and(|copy| Again::<S, Req>::take_over(parts.again(), copy))
     }
 
     fn can_go_on(&self, parts: &P, sent: bool) -> bool {

@@ -300,10 +300,18 @@ where
 
 /// When to make the next attempt, if one can and may be made.
 #[cold]
-fn go_on<A: Attempts<P>, P: Parts>(claims: &mut Claims, parts: &P, attempts: &Option<A>, hint: Hint) -> Option<Wait> {
-    let can = |attempts: &A| attempts.can_go_on(parts, hint.sent);
-    let can = !claims.is_last(parts) && attempts.as_ref().is_some_and(can);
-    if can { claims.again_at(parts, hint.retry_after) } else { None }
+fn go_on<A: Attempts<P>, P: Parts>(
+    claims: &mut Claims,
+    parts: &P,
+    attempts: &mut Option<A>,
+    hint: Hint,
+) -> Option<Wait> {
+    if claims.is_last(parts) {
+        return None;
+    }
+    let attempts = attempts.as_mut().filter(|attempts| attempts.can_go_on(parts, hint.sent))?;
+    // Last, since it ends what may still go on of the attempt before: a call that gives up leaves that alone.
+    claims.again_at(parts, hint.retry_after).filter(|_| attempts.take_over(parts))
 }
 
 impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {

@@ -39,11 +39,13 @@ mod grpc;
 mod held;
 mod idempotent;
 mod kinds;
+mod replay;
 #[cfg(feature = "reqwest")]
 mod reqwest;
 mod respond;
 mod response;
 mod status;
+mod tape;
 #[cfg(feature = "tonic")]
 pub(crate) mod tonic;
 mod unsent;
@@ -58,6 +60,7 @@ pub use grpc::{ByGrpcStatus, ByGrpcTrailers, Grpc};
 pub use held::{Held, Keep};
 pub use idempotent::Idempotent;
 pub use kinds::{HttpClient, HttpServer};
+pub use replay::{BodyGone, Replay, ReplayLayer, ReplayService};
 pub use respond::{RespondFuture, RespondLayer, RespondService};
 pub use status::{ByStatus, ByStatusAt, retry_after};
 pub use until_body::{ByHeaders, Tail, Trailers, UntilBody};

@@ -7,7 +7,7 @@
 //! another.
 //!
 //! **Do not retry** what is not idempotent, unless the server tells duplicates apart. A request that its
-//! [strategy](Repeat) cannot repeat is sent once.
+//! [strategy](Repeat) cannot repeat is sent once. For bodies that are streamed there is `http::Replay`, by feature `http`.
 //!
 //! What is retried is told by the [classifier](crate::Classify): transient and throttled outcomes. An attempt that
 //! ran into our own time-out is; any other [rejection](crate::Rejection) of ours is not (known as one where layers are

@@ -10,7 +10,7 @@
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not know how to repeat a `{Req}`",
     label = "this request cannot be repeated by `{Self}`",
-    note = "`Policy::plain` sends any request once; `.repeat(|request| …)` takes a closure that makes a copy, or `None` to send it once"
+    note = "`Policy::plain` sends any request once; `.repeat(|request| …)` takes a closure that makes a copy, or `None` to send it once; for HTTP bodies that are streamed there is `http::ReplayLayer`"
 )]
 pub trait Repeat<Req> {
     /// The request once more, or `None`: it is sent once then.
@@ -18,9 +18,18 @@ pub trait Repeat<Req> {
     /// Asked before each attempt that may not be the last, when nobody knows yet what comes of it.
     fn repeat(&self, req: &Req) -> Option<Req>;
 
-    /// Whether this copy can and may be sent, after an attempt that failed: `sent`, if that may have reached the service.
-    fn may_send(&self, copy: &Req, sent: bool) -> bool {
-        let _ = (copy, sent);
+    /// Whether `copy`, which was made before the attempt that has failed, can and may be sent now: asked before a retry is
+    /// decided on; if not, none follows. `sent`: whether that attempt may have reached the service. And a body that is
+    /// recorded as it goes by may have outgrown its recording.
+    #[inline]
+    fn may_send(&self, _copy: &Req, _sent: bool) -> bool {
+        true
+    }
+
+    /// A retry is decided on: from here on nobody but `copy` uses what it shares with the attempt that has failed. `false`
+    /// if it turns out that it cannot be sent: the call ends with what there is.
+    #[inline]
+    fn take_over(&self, _copy: &mut Req) -> bool {
         true
     }
 }
@@ -48,7 +57,7 @@ impl<Req> Repeat<Req> for Once {
     }
 }
 
-/// Clones the request. For requests that are safe to repeat.
+/// Clones the request. For requests that are safe to repeat. (By feature `http`, of a `Replay` body it makes a copy too.)
 ///
 /// ```
 /// use buttress::retry::{CloneRequest, Repeat};
