@@ -120,8 +120,7 @@ impl Policy {
     #[cfg(feature = "http")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     pub fn http_client(name: &'static str) -> PolicyBuilder<crate::http::HttpClient> {
-        let until = crate::http::UntilBody::new().release_at_headers();
-        PolicyBuilder::new(name, crate::http::HttpClient::default().with_hold(until))
+        PolicyBuilder::new(name, crate::http::HttpClient::default().with_hold(crate::http::UntilBody::of_a_client()))
     }
 
     /// For gRPC: [`wrap`](Self::wrap) around a tonic `Channel`, [`layer`](Self::layer) around a tonic service or server, and
@@ -133,14 +132,16 @@ impl Policy {
         PolicyBuilder::new(name, crate::http::Grpc::default())
     }
 
-    /// For `reqwest::Client`, by [`wrap`](Self::wrap): judges by status, honours `Retry-After`, repeats what is idempotent.
+    /// For `reqwest::Client`, by [`wrap`](Self::wrap): judges by status, honours `Retry-After`, repeats what is idempotent; the
+    /// permit is given back with the headers, the deadline goes on into the body (which then fails with an error that has
+    /// the [`Rejection`](crate::Rejection) among its sources).
     ///
     /// [`call`](Self::call) repeats its closure **whatever request it makes, a POST too**: use `wrap` for what must not be
-    /// sent twice. Around a server's router use `Policy::plain(…).classify(http::ByStatus)`.
+    /// sent twice. Around a server's router use [`http_server`](Self::http_server).
     #[cfg(feature = "reqwest")]
     #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
     pub fn reqwest(name: &'static str) -> PolicyBuilder<crate::http::Reqwest> {
-        PolicyBuilder::new(name, crate::http::Reqwest::default())
+        PolicyBuilder::new(name, crate::http::Reqwest::default().with_hold(crate::http::UntilBody::of_a_client()))
     }
 }
 

@@ -237,6 +237,32 @@ impl Rejection {
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
+
+    /// The rejection that an error is, or that is anywhere among its sources: for errors that others have wrapped, such as
+    /// that of a client, of a response's body, or a `tonic::Status`.
+    ///
+    /// ```
+    /// use buttress::{ConcurrencyLimit, Rejection};
+    /// let limit = ConcurrencyLimit::builder().max_in_flight(1).build().unwrap();
+    /// let _held = limit.try_acquire();
+    /// let wrapped = std::io::Error::other(limit.try_acquire().unwrap_err());
+    /// assert_eq!(Rejection::find(&wrapped).unwrap().name(), "concurrency_limit");
+    /// ```
+    #[must_use]
+    pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        std::iter::from_fn(|| {
+            let error = next?;
+            // An `io::Error` leaves what it wraps out of its chain.
+            let wrapped = error.downcast_ref().and_then(io::Error::get_ref);
+            next = match wrapped {
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
+            Some(error)
+        })
+        .find_map(|error| error.downcast_ref())
+    }
 }
 
 impl fmt::Display for Rejection {
@@ -501,22 +527,6 @@ impl<Res, E> Reject<Res> for Error<E> {
     }
 }
 
-/// The rejection anywhere in a chain of sources.
-fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Rejection> {
-    let mut next = Some(error);
-    std::iter::from_fn(|| {
-        let error = next?;
-        // An `io::Error` leaves what it wraps out of its chain.
-        let wrapped = error.downcast_ref().and_then(io::Error::get_ref);
-        next = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
-        Some(error)
-    })
-    .find_map(|error| error.downcast_ref())
-}
-
 impl<Res> Reject<Res> for BoxError {
     type Cause = dyn StdError + Send + Sync;
 
@@ -528,7 +538,7 @@ impl<Res> Reject<Res> for BoxError {
     fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, Self::Cause> {
         match outcome {
             Ok(res) => Outcome::Ok(res),
-            Err(error) => match find(&**error) {
+            Err(error) => match Rejection::find(&**error) {
                 Some(rejection) => Outcome::Rejected(rejection),
                 None => Outcome::Err(&**error),
             },
@@ -552,7 +562,7 @@ impl<Res> Reject<Res> for io::Error {
     fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, io::Error> {
         match outcome {
             Ok(res) => Outcome::Ok(res),
-            Err(error) => match error.get_ref().and_then(|inner| find(inner)) {
+            Err(error) => match error.get_ref().and_then(|inner| Rejection::find(inner)) {
                 Some(rejection) => Outcome::Rejected(rejection),
                 None => Outcome::Err(error),
             },

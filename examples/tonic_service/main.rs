@@ -71,7 +71,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         println!("repeat: {}", text?);
     }
     let late = parrot.say("sleep").await.unwrap_err();
-    println!("sleep: {:?}, by {}", late.code(), rejection(&late).ok_or("no rejection")?);
+    println!("sleep: {:?}, by {}", late.code(), Rejection::find(&late).ok_or("no rejection")?);
 
     // Calls of a generated client can be retried as closures: the request is made anew for each attempt.
     let retrying = Policy::grpc("again").retry(Retry::exponential(Duration::from_millis(10))).build()?;
@@ -95,16 +95,4 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 fn state(client: &Policy<buttress::http::Grpc>) -> Option<buttress::circuit_breaker::State> {
     client.circuit_breaker().map(CircuitBreaker::state)
-}
-
-/// Who said no, if it was a layer of ours.
-fn rejection(status: &Status) -> Option<&Rejection> {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if let Some(rejection) = error.downcast_ref() {
-            return Some(rejection);
-        }
-        source = error.source();
-    }
-    None
 }

@@ -61,7 +61,7 @@ enum Limit {
 #[derive(Clone, Copy)]
 pub struct Claims {
     /// Seen by the inner service, if the parts are scoped.
-    ambient: Ambient,
+    pub(super) ambient: Ambient,
     /// When the present attempt, or the wait in the queue, was first found pending.
     pub(super) started: Option<Instant>,
     /// The backoff before the present attempt, in nanoseconds.
@@ -243,6 +243,12 @@ impl Claims {
         let result = code();
         self.running = false;
         result
+    }
+
+    /// Whether it has a permit, or waits somewhere.
+    #[inline(always)]
+    pub(super) fn is_placed(&self) -> bool {
+        self.place != Place::NONE
     }
 
     /// The number of the present attempt.
@@ -487,7 +493,7 @@ impl<H: Holds> Drop for Core<H> {
     fn drop(&mut self) {
         let (claims, held) = self.split();
         let parts = held.parts();
-        if claims.owing || claims.place != Place::NONE {
+        if claims.owing || claims.is_placed() {
             claims.stop_sleeping(parts);
             if claims.running {
                 claims.settle(parts, Verdict::TRANSIENT);

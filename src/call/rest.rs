@@ -62,6 +62,12 @@ impl<H: Holds> Rest<H> {
         claims.deadline::<H::Parts>(now)
     }
 
+    /// Whether nothing is left that would be given back, told or timed.
+    pub(crate) fn is_empty(&self) -> bool {
+        let BodyTimes { idle, whole } = self.times();
+        self.core.claims.is_empty() && idle.is_none() && whole.is_none()
+    }
+
     /// Gives the permit back.
     pub(crate) fn release(&mut self) {
         let (claims, held) = self.core.split();
@@ -108,6 +114,10 @@ impl<H: Holds> Rest<H> {
 }
 
 impl Claims {
+    fn is_empty(&self) -> bool {
+        !self.owing && !self.is_placed() && self.ambient.deadline.is_none()
+    }
+
     fn time_out<P: Parts>(&mut self, parts: &P, rule: Rule, allowed: Option<Duration>) -> Rejection {
         self.settle(parts, Verdict::TRANSIENT);
         let allowed = allowed.map_or(f32::NAN, |time| time.as_secs_f32());

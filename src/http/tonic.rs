@@ -8,7 +8,6 @@ use super::{
     ByGrpcStatus,
     grpc::{Pushback, judge, read_pushback},
     respond::{grpc_status, pushback},
-    unsent::sources,
 };
 use crate::{Classify, Guarded, Outcome, Reason, Reject, Rejection, Verdict, shutdown::InFlightService};
 
@@ -35,10 +34,7 @@ impl<Res> Reject<Res> for Status {
     fn inspect(outcome: &Result<Res, Self>) -> Outcome<'_, Res, Status> {
         match outcome {
             Ok(res) => Outcome::Ok(res),
-            Err(status) => {
-                let rejection = sources(status).find_map(|error| error.downcast_ref::<Rejection>());
-                rejection.map_or(Outcome::Err(status), Outcome::Rejected)
-            }
+            Err(status) => Rejection::find(status).map_or(Outcome::Err(status), Outcome::Rejected),
         }
     }
 }

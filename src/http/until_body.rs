@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// Holds the permit until the response's body ends or is dropped, and takes the deadline, and the latency that a
-/// breaker sees, on into the body. The kinds [`HttpServer`](super::HttpServer), [`HttpClient`](super::HttpClient) and
-/// [`Grpc`](super::Grpc) have it.
+/// breaker sees, on into the body. All presets for HTTP have it; those for clients give the permit back with the
+/// [headers](Self::release_at_headers).
 ///
 /// - A body that fails, or is cut off for being too long or silent, is a failure to the circuit breaker.
 /// - One that is dropped early counts as its headers said: its reader may have seen enough. Unless it was silent just
@@ -46,6 +46,10 @@ pub struct UntilBody<T = ByHeaders> {
 }
 
 impl UntilBody {
+    pub(crate) const fn of_a_client() -> Self {
+        Self::new().release_at_headers()
+    }
+
     /// Everything lasts until the body ends.
     #[must_use]
     pub const fn new() -> Self {
@@ -107,17 +111,59 @@ impl<B: Body, H: Holds + Clone, T: Trailers> Hold<Response<B>, H> for UntilBody<
     }
 
     fn hold(&self, res: Response<B>, ending: Ending<'_, H>) -> Self::Response {
+        match self.tail(ending, &res) {
+            Some(tail) => res.map(|body| Held::new(body, Some(tail))),
+            None => self.bare(res),
+        }
+    }
+}
+
+impl<T: Trailers> UntilBody<T> {
+    /// What there is to keep, if anything.
+    fn tail<B: Body, H: Holds + Clone>(&self, ending: Ending<'_, H>, res: &Response<B>) -> Option<Tail<H, T>> {
         let mut rest = ending.rest();
         if rest.run(|| res.body().is_end_stream()) {
             rest.end(None);
-            return self.bare(res);
+            return None;
         }
         if !self.permit {
             rest.release();
         }
+        if rest.is_empty() {
+            return None;
+        }
         let mut trailers = self.trailers.clone();
         trailers.begin(res.headers());
-        res.map(|body| Held::new(body, Some(Tail::new(rest, trailers))))
+        Some(Tail::new(rest, trailers))
+    }
+}
+
+/// The response stays one of `reqwest`; its body is boxed once more.
+#[cfg(feature = "reqwest")]
+impl<H, T> Hold<reqwest::Response, H> for UntilBody<T>
+where
+    H: Holds + Clone + Send + Sync + 'static,
+    T: Trailers + Send + Sync + 'static,
+{
+    type Response = reqwest::Response;
+    const BEYOND: bool = true;
+
+    fn bare(&self, res: reqwest::Response) -> reqwest::Response {
+        res
+    }
+
+    fn hold(&self, res: reqwest::Response, ending: Ending<'_, H>) -> reqwest::Response {
+        let url = res.url().clone();
+        let res = Response::<reqwest::Body>::from(res);
+        let tail = self.tail(ending, &res);
+        let mut res = res.map(|body| match tail {
+            Some(tail) => reqwest::Body::wrap(Held::new(body, Some(tail))),
+            None => body,
+        });
+        // The conversion drops the URL, and takes it from here.
+        let told = reqwest::ResponseBuilderExt::url(Response::builder(), url).body(());
+        res.extensions_mut().extend(told.map(|told| told.into_parts().0.extensions).unwrap_or_default());
+        res.into()
     }
 }
 

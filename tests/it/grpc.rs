@@ -5,7 +5,7 @@
 #[path = "../../examples/tonic_service/echo.rs"]
 mod echo;
 
-use std::{convert::Infallible, error::Error as StdError, future::pending, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, future::pending, net::SocketAddr, sync::Arc};
 
 use axum::http;
 use buttress::{
@@ -112,7 +112,7 @@ fn opening() -> CircuitBreakerBuilder {
 }
 
 fn rejection(status: &Status) -> Option<Rejection> {
-    std::iter::successors(status.source(), |error| (*error).source()).find_map(|error| error.downcast_ref()).copied()
+    Rejection::find(status).copied()
 }
 
 // ------------------------------------------------------------------------------------------------ clients

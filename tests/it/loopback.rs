@@ -420,3 +420,28 @@ async fn the_limit_of_a_router_limits_across_connections() {
     assert_eq!(client().get(url).send().await.unwrap().status(), 200);
     assert_eq!((seen.calls(), seen.most()), (3, 2));
 }
+
+// ------------------------------------------------------------------------------------------------ bodies
+
+#[tokio::test]
+async fn the_deadline_goes_on_into_the_body_and_the_response_is_still_one_of_reqwest() {
+    let (feed, pieces) = mpsc::unbounded_channel::<Result<&str, io::Error>>();
+    let pieces = Arc::new(std::sync::Mutex::new(Some(pieces)));
+    let handler = async move || {
+        let pieces = pieces.lock().unwrap().take().unwrap();
+        Body::from_stream(tokio_stream::wrappers::UnboundedReceiverStream::new(pieces))
+    };
+    let url = serve(Router::new().route("/", get(handler))).await;
+    let policy = Policy::reqwest("shop").deadline(secs(20)).circuit_breaker(opening()).build().unwrap();
+    let mut response = policy.wrap(client()).send(request(Method::GET, &url)).await.unwrap();
+    assert_eq!((response.url(), response.content_length()), (&url, None));
+    assert!(response.remote_addr().is_some());
+    feed.send(Ok("one piece")).unwrap();
+    assert_eq!(response.chunk().await.unwrap().unwrap(), "one piece");
+    assert_eq!(policy.circuit_breaker().unwrap().snapshot().calls, 0, "it goes on");
+
+    pause(); // with nothing to do but to wait, its clock goes on by itself
+    let error = response.chunk().await.unwrap_err();
+    assert_eq!(Rejection::find(&error).unwrap().reason(), Reason::DeadlineExceeded);
+    assert_eq!(policy.circuit_breaker().unwrap().snapshot().failures, 1);
+}

@@ -82,9 +82,7 @@ fn opening() -> CircuitBreakerBuilder {
 
 /// The rejection that a body failed with.
 fn rejection(error: &(dyn StdError + 'static)) -> Rejection {
-    *std::iter::successors(Some(error), |error| (*error).source())
-        .find_map(|error| error.downcast_ref::<Rejection>())
-        .unwrap()
+    *Rejection::find(error).unwrap()
 }
 
 /// Bodies that are fed by hand.
