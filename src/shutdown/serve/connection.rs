@@ -26,7 +26,7 @@ use tokio::{
 use tower::{BoxError, Service};
 use tracing::debug;
 
-use super::{PeerAddr, QUIET, ROUND_TRIPS, stream::Watched};
+use super::{FAREWELLS, PeerAddr, QUIET, ROUND_TRIPS, stream::Watched};
 use crate::shutdown::{State, http::close, state::Shared};
 
 /// A connection, as the shutdown counts it and looks at it.
@@ -39,8 +39,8 @@ pub(super) struct Connected {
     counted: bool,
     /// Calls whose bodies have not ended.
     calls: AtomicUsize,
-    /// Whether a request has come over HTTP/2.
-    http2: AtomicBool,
+    /// How many requests have come over HTTP/2.
+    http2: AtomicUsize,
     /// Whether a stream was given away: a tunnel or a WebSocket over HTTP/2. hyper waits for those, so nobody else need.
     tunnels: AtomicBool,
     /// Whether HTTP is over: closed, or given away.
@@ -60,7 +60,7 @@ impl Connected {
             peer: stream.peer_addr().ok().map(PeerAddr),
             counted: shared.connections.enter(),
             calls: AtomicUsize::new(0),
-            http2: AtomicBool::new(false),
+            http2: AtomicUsize::new(0),
             tunnels: AtomicBool::new(false),
             over: AtomicBool::new(false),
             goodbye: AtomicBool::new(false),
@@ -132,6 +132,7 @@ where
     let mut quiet = pin!(None::<Sleep>);
     // There once an HTTP/2 peer was told: until when its requests may be on their way.
     let mut farewell = pin!(None::<Sleep>);
+    let (mut farewells, mut requests) = (0, 0);
     let mut progress = 0;
     let mut told = false;
     poll_fn(|cx| {
@@ -154,7 +155,8 @@ where
             };
             // HTTP/2 can be told at once. HTTP/1 would just be closed while idle, with a request on its way perhaps; and a
             // fresh connection before its first one.
-            if !told && connected.http2.load(Relaxed) {
+            let come = connected.http2.load(Relaxed);
+            if !told && come > 0 {
                 match farewell.as_mut().as_pin_mut() {
                     // hyper's own goodbye ends with the answer to a PING. But clients, h2 for one, answer that before
                     // they send what they had in their queue, and then those requests are not taken any more. So they are
@@ -162,12 +164,20 @@ where
                     None => {
                         connected.goodbye.store(true, Relaxed);
                         farewell.set(Some(sleep(ROUND_TRIPS)));
+                        requests = come;
                         continue;
                     }
-                    Some(farewell) => {
-                        if farewell.poll(cx).is_ready() {
-                            told = true;
-                            connection.as_mut().graceful_shutdown();
+                    Some(timer) => {
+                        if timer.poll(cx).is_ready() {
+                            // Whoever has sent more since then may not have heard it yet; or does not listen.
+                            farewells += 1;
+                            if come > requests && farewells < FAREWELLS {
+                                requests = come;
+                                farewell.set(Some(sleep(ROUND_TRIPS)));
+                            } else {
+                                told = true;
+                                connection.as_mut().graceful_shutdown();
+                            }
                             continue;
                         }
                     }
@@ -209,7 +219,7 @@ where
         }
         let http2 = req.version() == Version::HTTP_2;
         if http2 {
-            self.connected.http2.store(true, Relaxed);
+            self.connected.http2.fetch_add(1, Relaxed);
         }
         let call = Some(CallOn::new(&self.connected));
         let tunnel = http2 && req.method() == Method::CONNECT;

@@ -31,6 +31,9 @@ const QUIET: Duration = Duration::from_millis(500);
 /// that does not know yet that it is to begin no more.
 const ROUND_TRIPS: Duration = Duration::from_millis(250);
 
+/// How often that is waited for as long as more requests come of a client that was told to begin no more.
+const FAREWELLS: u32 = 4;
+
 /// How long those are served that are found in the backlog of a listener that comes after the end.
 const LATE: Duration = Duration::from_secs(2);
 
