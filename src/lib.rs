@@ -44,11 +44,10 @@
 //! ```
 //!
 //! - Around a client whose error you cannot make: [`policy.wrap(client)`](Policy::wrap), errors become [`Error<E>`].
-//!   For `reqwest` there is a preset, `Policy::reqwest`, by feature `reqwest`; for requests that are `Clone` and safe to
-//!   repeat [`Policy::cloned`]. [`Policy::plain`] sends each request once.
-//! - In a `ServiceBuilder` or an axum `Router`: [`policy.layer()`](Policy::layer), the error type stays as it is.
-//!   For a router enable feature `http`; no `HandleErrorLayer` is needed. A router never fails, so every answer, a 500
-//!   too, is a success until you judge by status: `Policy::plain("server").classify(http::ByStatus)`.
+//!   There are presets for HTTP and gRPC clients, see `http`; for other requests that are `Clone` and safe to repeat
+//!   [`Policy::cloned`]. [`Policy::plain`] sends each request once.
+//! - In a `ServiceBuilder`, an axum `Router` or a tonic server: [`policy.layer()`](Policy::layer), the error type stays as it is.
+//!   For a router take `Policy::http_server`, by feature `http`; no `HandleErrorLayer` is needed.
 //! - Around an async function: [`policy.call(|| …)`](Policy::call).
 //!
 //! # What a rejection tells you to do
