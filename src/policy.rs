@@ -93,7 +93,7 @@ impl Policy {
     ///
     /// Judges by status, so that a circuit breaker opens on 5xx though a router never fails; a call lasts until the body of
     /// its response ends or is dropped, so that a limit of 8 holds with streams, and the deadline goes on into the body.
-    /// `.hold(UntilHeaders)` has it end with the headers.
+    /// `.hold(UntilHeaders)` has it end with the headers. Requests are sent once: retry has nothing to do here.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -116,7 +116,9 @@ impl Policy {
     /// For HTTP clients, by [`wrap`](Self::wrap): hyper-util's, or any service of `http::Request` and `http::Response`.
     ///
     /// Judges by status, honours `Retry-After`, repeats what is idempotent; the permit is given back with the headers, the
-    /// deadline goes on into the body. Feature `hyper` knows from the client's errors what was never sent.
+    /// deadline goes on into the body. Feature `hyper` knows from the client's errors what was never sent. To have uploads
+    /// repeated that are streamed put a [`ReplayLayer`](crate::http::ReplayLayer) outside; to tell the server the deadline, a
+    /// [`WriteDeadlineLayer`](crate::http::WriteDeadlineLayer) inside.
     #[cfg(feature = "http")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     pub fn http_client(name: &'static str) -> PolicyBuilder<crate::http::HttpClient> {
@@ -126,6 +128,13 @@ impl Policy {
     /// For gRPC: [`wrap`](Self::wrap) around a tonic `Channel`, [`layer`](Self::layer) around a tonic service or server, and
     /// [`call_as`](Self::call_as) around calls of a generated client. Judges by gRPC status, see
     /// [`ByGrpcStatus`](crate::http::ByGrpcStatus).
+    ///
+    /// - **`wrap` and `layer` send each request once, with or without retry**, as its body is a stream: to retry, use `call_as`
+    ///   around the generated client, which makes the request anew.
+    /// - On a server put [`RespondLayer::grpc_only`](crate::http::RespondLayer::grpc_only) outside, or callers without
+    ///   buttress see an HTTP 503 or 504, which is UNAVAILABLE to them.
+    /// - The deadline is not told to the server; for that put a
+    ///   [`WriteDeadlineLayer`](crate::http::WriteDeadlineLayer) inside.
     #[cfg(feature = "http")]
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     pub fn grpc(name: &'static str) -> PolicyBuilder<crate::http::Grpc> {
@@ -135,6 +144,9 @@ impl Policy {
     /// For `reqwest::Client`, by [`wrap`](Self::wrap): judges by status, honours `Retry-After`, repeats what is idempotent; the
     /// permit is given back with the headers, the deadline goes on into the body (which then fails with an error that has
     /// the [`Rejection`](crate::Rejection) among its sources).
+    ///
+    /// A body that is streamed is sent once, of a PUT too: to repeat uploads use [`http_client`](Self::http_client) and a
+    /// [`ReplayLayer`](crate::http::ReplayLayer).
     ///
     /// [`call`](Self::call) repeats its closure **whatever request it makes, a POST too**: use `wrap` for what must not be
     /// sent twice. Around a server's router use [`http_server`](Self::http_server).
@@ -444,7 +456,7 @@ impl<K> PolicyBuilder<K> {
     }
 
     /// How to ask again: settings, or a [`Retry`] to share. Whether a *request* can be sent again is the kind's
-    /// business: [`plain`](Policy::plain) sends each once, and then this has nothing to do.
+    /// business: [`plain`](Policy::plain), `grpc` and `http_server` send each once, and then this has nothing to do.
     pub fn retry(mut self, retry: impl Into<Part<RetryBuilder, Retry>>) -> Self {
         self.retry = Some(retry.into());
         self
@@ -567,7 +579,7 @@ impl<C, R, T> PolicyBuilder<Kind<C, R, crate::http::UntilBody<T>>> {
         self
     }
 
-    /// How long the whole body may take, from when its reader first waits for it. The [deadline](Self::deadline) goes on
+    /// How long its reader may wait for the body in all; what the reader does in between does not count. The [deadline](Self::deadline) goes on
     /// into the body in any case.
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     pub fn body_timeout(mut self, time: Duration) -> Self {

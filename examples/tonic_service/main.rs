@@ -1,18 +1,23 @@
 //! A tonic service and its client, both with a policy, and a deadline that travels from one to the other.
 //!
-//! `cargo run --example tonic_service --features tonic,serve`
+//! ```text
+//! cargo run --example tonic_service --features tonic
+//! ```
 
 mod echo;
 
 use std::{error::Error, net::SocketAddr, time::Duration};
 
-use buttress::{CircuitBreaker, ConcurrencyLimit, Policy, Rejection, Retry, Shutdown};
+use buttress::{
+    CircuitBreaker, ConcurrencyLimit, Deadline, LiftLayer, Policy, Rejection, Retry, Shutdown,
+    http::{ReadDeadlineLayer, RespondLayer, WriteDeadlineLayer},
+};
 use tokio_stream::StreamExt;
 use tonic::{
     Request, Response, Status,
-    service::Routes,
     transport::{Channel, server::TcpIncoming},
 };
+use tower::ServiceBuilder;
 
 use crate::echo::{Echo, EchoClient, EchoServer, Texts};
 
@@ -25,6 +30,7 @@ impl Echo for Parrot {
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 Ok(Response::new("good morning".to_owned()))
             }
+            "how long?" => Ok(Response::new(format!("{:?}", Deadline::current()))),
             "fall" => Err(Status::unavailable("the parrot has fallen")),
             text => Ok(Response::new(text.to_owned())),
         }
@@ -47,31 +53,39 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64).max_queue(64))
         .timeout(Duration::from_secs(1))
         .build()?;
-    let routes = Routes::new(tower::Layer::layer(&server.layer(), EchoServer::new(Parrot)));
+    let layers = ServiceBuilder::new()
+        .layer(RespondLayer::grpc_only()) // says no in gRPC's own words
+        .layer(handle.in_flight_layer())
+        .layer(ReadDeadlineLayer::new())
+        .layer(server.layer());
     let incoming = TcpIncoming::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let addr = incoming.local_addr()?;
     let serving = tonic::transport::Server::builder()
-        .layer(handle.in_flight_layer())
-        .add_routes(routes)
+        .add_service(layers.service(EchoServer::new(Parrot)))
         .serve_with_incoming_shutdown(incoming, handle.stopping());
     let serving = tokio::spawn(serving);
     handle.ready();
 
-    // The client: the policy stands between the generated client and the channel.
+    // The client: the policy stands between the generated client and the channel. Without the header `client.wrap(channel)`
+    // would do.
     let client = Policy::grpc("parrot")
         .deadline(Duration::from_millis(300))
         .circuit_breaker(CircuitBreaker::builder().consecutive_failures(3))
         .build()?;
     let channel = Channel::from_shared(format!("http://{addr}"))?.connect_lazy();
-    let mut parrot = EchoClient::new(client.wrap(channel));
+    let layers = ServiceBuilder::new().layer(client.layer()).layer(WriteDeadlineLayer::new()).layer(LiftLayer);
+    let mut parrot = EchoClient::new(layers.service(channel));
 
     println!("say: {}", parrot.say("hello").await?.into_inner());
+    println!("how long? {}", parrot.say("how long?").await?.into_inner());
     let mut texts = parrot.repeat("hello").await?.into_inner();
     while let Some(text) = texts.next().await {
         println!("repeat: {}", text?);
     }
     let late = parrot.say("sleep").await.unwrap_err();
-    println!("sleep: {:?}, by {}", late.code(), Rejection::find(&late).ok_or("no rejection")?);
+    // Either side may be the first to see that the time is over.
+    let by = Rejection::find(&late).map_or("the server".to_owned(), Rejection::to_string);
+    println!("sleep: {:?}, by {by}", late.code());
 
     // Calls of a generated client can be retried as closures: the request is made anew for each attempt.
     let retrying = Policy::grpc("again").retry(Retry::exponential(Duration::from_millis(10))).build()?;

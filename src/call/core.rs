@@ -67,7 +67,7 @@ pub struct Claims {
     /// The backoff before the present attempt, in nanoseconds.
     previous: u64,
     /// The breaker's word at admission.
-    ticket: u64,
+    pub(super) ticket: u64,
     place: Place,
     /// Whether the breaker is owed a result.
     pub(super) owing: bool,
@@ -521,7 +521,9 @@ fn settle_with(breaker: &Breaker, ticket: u64, started: Option<Instant>, verdict
     }
     let now = now();
     let slow = breaker.is_slow(started, now);
-    breaker.record(ticket, failed, slow, verdict.retry_after(), now);
+    // The longest of all is no time to come back: it says not to ask again.
+    let hint = verdict.retry_after().filter(|hint| *hint < Duration::MAX);
+    breaker.record(ticket, failed, slow, hint, now);
 }
 
 /// The cancel rule.

@@ -120,11 +120,11 @@ where
                                 return Poll::Ready(outcome.map(|res| A::hold(parts).hold(res, ending)));
                             }
                             Some(wait) => {
+                                // A failed response may pin a connection; it does not live through the backoff.
+                                claims.look(|| drop(outcome));
                                 if lasts {
                                     claims.settle_neutral(parts);
                                 }
-                                // A failed response may pin a connection; it does not live through the backoff.
-                                drop(outcome);
                                 this.slot.as_mut().arm(wait);
                                 this.state.set(State::Backoff);
                             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    BodyTimes, Ending, Holds, Parts,
+    BodyTimes, Breaker, Ending, Holds, Parts,
     core::{Claims, Core, cut_off_verdict, out_of_time},
 };
 use crate::{Reason, Rejection, Rule, Verdict, clock};
@@ -13,8 +13,20 @@ use crate::{Reason, Rejection, Rule, Verdict, clock};
 impl<H: Holds + Clone> Ending<'_, H> {
     /// Takes over what is left.
     pub(crate) fn rest(self) -> Rest<H> {
-        let claims = std::mem::take(self.claims);
-        Rest { core: Core::new(self.held.clone(), claims), verdict: self.verdict }
+        let mut claims = std::mem::take(self.claims);
+        let parts = self.held.parts();
+        // A circuit that is half-open waits for what its probes say; a stream may take days to say it.
+        if claims.owing && Breaker::is_probe(claims.ticket) {
+            claims.tell(parts, self.verdict);
+        }
+        let started = claims.started.take().filter(|_| claims.owing);
+        let mut waited = Duration::ZERO;
+        if started.is_some() || !claims.ambient.deadline.is_none() {
+            let now = clock::now();
+            waited = started.map_or(waited, |started| now.saturating_duration_since(started));
+            claims.ambient.deadline.start(now);
+        }
+        Rest { core: Core::new(self.held.clone(), claims), verdict: self.verdict, waited }
     }
 }
 
@@ -31,6 +43,8 @@ pub struct Rest<H: Holds> {
     core: Core<H>,
     /// What the response says, as long as its end says nothing else.
     verdict: Verdict,
+    /// How long the response, and then its body, was waited for; what its reader does in between is not the service's time.
+    waited: Duration,
 }
 
 impl<H: Holds> Rest<H> {
@@ -45,21 +59,30 @@ impl<H: Holds> Rest<H> {
     /// Runs user code that belongs to the call: under its deadline, and a panic is a failure.
     pub(crate) fn run<R>(&mut self, code: impl FnOnce() -> R) -> R {
         let (claims, held) = self.core.split();
-        claims.run(held.parts(), |_, _| code())
+        let own = claims.ambient;
+        let result = claims.run(held.parts(), |_, _| code());
+        // The deadline of whoever polls now is not that of the next one.
+        claims.ambient = own;
+        result
     }
 
-    /// The body is waited for, from now on.
-    pub(crate) fn wait(&mut self) -> Instant {
-        let now = clock::now();
-        let (claims, _) = self.core.split();
-        claims.started.get_or_insert(now);
-        now
-    }
-
-    /// The deadline, started if it has yet to.
+    /// The deadline as it stands for whoever waits now.
     pub(crate) fn deadline(&mut self, now: Instant) -> Option<Instant> {
         let (claims, _) = self.core.split();
-        claims.deadline::<H::Parts>(now)
+        let own = claims.ambient;
+        let deadline = claims.deadline::<H::Parts>(now);
+        claims.ambient = own;
+        deadline
+    }
+
+    /// The body was waited for.
+    pub(crate) fn add(&mut self, waited: Duration) {
+        self.waited = self.waited.saturating_add(waited);
+    }
+
+    /// When it began, but for the pauses of its reader.
+    fn started(&self) -> Option<Instant> {
+        if self.waited.is_zero() { None } else { clock::now().checked_sub(self.waited) }
     }
 
     /// Whether nothing is left that would be given back, told or timed.
@@ -77,12 +100,14 @@ impl<H: Holds> Rest<H> {
     /// The body came to its end, which may know `better` than the headers.
     pub(crate) fn end(&mut self, better: Option<Verdict>) {
         let verdict = better.unwrap_or(self.verdict);
+        let started = self.started();
         let (claims, held) = self.core.split();
+        claims.started = started;
         claims.tell(held.parts(), verdict);
     }
 
     /// The body is dropped before its end, and was `quiet` since then. Its reader may have seen enough: what counts is
-    /// what the headers said, unless the body was silent for longer than is slow.
+    /// what the headers said, unless the body was silent, or not asked for again, for longer than is slow.
     pub(crate) fn leave(&mut self, quiet: Option<Instant>) {
         let verdict = self.verdict;
         let (claims, held) = self.core.split();
@@ -97,8 +122,9 @@ impl<H: Holds> Rest<H> {
     /// The body took too long, and is dropped already.
     #[cold]
     pub(crate) fn cut_off(&mut self, limit: BodyLimit) -> Rejection {
-        let times = self.times();
+        let (times, started) = (self.times(), self.started());
         let (claims, held) = self.core.split();
+        claims.started = started;
         let parts = held.parts();
         let rejection = match limit {
             BodyLimit::Idle => claims.time_out(parts, Rule::BodyIdle, times.idle),

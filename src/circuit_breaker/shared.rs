@@ -232,6 +232,12 @@ impl Shared {
         }
     }
 
+    /// Whether this call is a probe: somebody waits for what it says.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_probe(ticket: u64) -> bool {
+        ticket & ASK != 0
+    }
+
     /// Whether the duration of a success matters.
     #[inline]
     pub(crate) fn times_successes(&self) -> bool {

@@ -7,7 +7,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use pin_project::pin_project;
 use tower::{Layer, Service};
 
-use crate::{Deadline, DeadlineLayer, DeadlineService, Reason, Reject, Rejection, Rule, call::send};
+use crate::{Deadline, DeadlineLayer, DeadlineService, Outcome, Reason, Reject, Rejection, Rule, call::send};
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -129,8 +129,9 @@ impl HasHeaders for reqwest::Request {
 ///
 /// Everything inside sees the deadline as [`Deadline::current`], and policies inside never wait past it. It is enforced: a
 /// call that is still running then is dropped, and one whose time is past is answered without being run, both with
-/// [`DeadlineExceeded`](Reason::DeadlineExceeded). From an axum `Router` that is a 504. As with any layer, it ends with
-/// the head of the response; a body that is still being sent is not cut off.
+/// [`DeadlineExceeded`](Reason::DeadlineExceeded). From an axum `Router` that is a 504. By itself it ends with
+/// the head of the response; a policy inside that holds [until the body](crate::http::UntilBody), such as
+/// [`Policy::http_server`](crate::Policy::http_server), takes it on into the body, and cuts that off.
 ///
 /// The caller decides how short the time is. At the edge of a system set [`max`](Self::max), so that it does not also
 /// decide how long, and [`default`](Self::default), as most callers say nothing. Without them a request without
@@ -292,8 +293,8 @@ where
 /// that the server never believes to have more; but for the milliseconds of the very last one, which are 1, since zero
 /// often means "no limit".
 ///
-/// A call whose deadline is past is answered with [`DeadlineExceeded`](Reason::DeadlineExceeded) and not sent. This layer
-/// does not cut off what runs: whoever [set the deadline](crate::deadline) does. It knows nothing of an attempt timeout,
+/// A call whose deadline is past is answered with [`DeadlineExceeded`](Reason::DeadlineExceeded) and not sent; and so is one
+/// that fails when its time is over, as clients may heed the header, too, and call it by another name. This layer does not cut off what runs: whoever [set the deadline](crate::deadline) does. It knows nothing of an attempt timeout,
 /// which may end the attempt before that; the server sees that by its connection or stream.
 ///
 /// Put it inside of a policy or a retry, right around the client, so that each attempt says what is left then. The
@@ -439,18 +440,19 @@ where
 
     #[inline]
     fn call(&mut self, mut req: Req) -> Self::Future {
-        if let Some(deadline) = Deadline::current() {
+        let name = self.write.name;
+        let deadline = Deadline::current();
+        if let Some(deadline) = deadline {
             let left = deadline.remaining();
             if left.is_zero() {
                 // The readiness that was reserved below is given back.
                 self.inner = self.inner.clone();
-                let name = self.write.name;
                 too_late(name).log();
-                return WriteDeadlineFuture { state: State::TooLate { name } };
+                return WriteDeadlineFuture { state: State::TooLate, name };
             }
             self.write.write(req.headers_mut(), left);
         }
-        WriteDeadlineFuture { state: State::Running { inner: self.inner.call(req) } }
+        WriteDeadlineFuture { state: State::Running { inner: self.inner.call(req), deadline }, name }
     }
 }
 
@@ -464,6 +466,7 @@ fn too_late(name: &'static str) -> Rejection {
 pub struct WriteDeadlineFuture<F> {
     #[pin]
     state: State<F>,
+    name: &'static str,
 }
 
 #[pin_project(project = StateProj)]
@@ -471,11 +474,14 @@ enum State<F> {
     Running {
         #[pin]
         inner: F,
+        deadline: Option<Deadline>,
     },
-    TooLate {
-        name: &'static str,
-    },
+    TooLate,
 }
+
+/// Whoever heeds the header below us, such as tonic's channel, may give up in the very moment in which whoever set the
+/// deadline does, with an error of its own. A timer is exact to a millisecond.
+const SAME_MOMENT: Duration = Duration::from_millis(2);
 
 impl<F, T, E> Future for WriteDeadlineFuture<F>
 where
@@ -486,10 +492,14 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProj::Running { inner } => inner.poll(cx),
-            StateProj::TooLate { name } => Poll::Ready(E::reject(too_late(name))),
-        }
+        let this = self.project();
+        let StateProj::Running { inner, deadline } = this.state.project() else {
+            return Poll::Ready(E::reject(too_late(this.name)));
+        };
+        let outcome = ready!(inner.poll(cx));
+        let is_over = |deadline: &Deadline| deadline.remaining() < SAME_MOMENT;
+        let timed_out = matches!(E::inspect(&outcome), Outcome::Err(_)) && deadline.as_ref().is_some_and(is_over);
+        Poll::Ready(if timed_out { E::reject(too_late(this.name)) } else { outcome })
     }
 }
 
@@ -497,7 +507,7 @@ impl<F> fmt::Debug for WriteDeadlineFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             State::Running { .. } => "running",
-            State::TooLate { .. } => "too late",
+            State::TooLate => "too late",
         };
         f.debug_struct("WriteDeadlineFuture").field("state", &state).finish_non_exhaustive()
     }

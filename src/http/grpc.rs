@@ -44,7 +44,7 @@ impl<B, E: Error + 'static> Classify<Response<B>, E> for ByGrpcStatus {
     const RETRIES_THROTTLED: bool = false;
 
     fn classify(&self, outcome: Result<&Response<B>, &E>) -> Verdict {
-        outcome.map_or_else(|error| failed(error), |res| by_headers(res.status(), res.headers()))
+        outcome.map_or_else(|error| failed(error, true), |res| by_headers(res.status(), res.headers()))
     }
 }
 
@@ -53,7 +53,7 @@ impl<B> Classify<Response<B>, dyn Error + Send + Sync> for ByGrpcStatus {
     const RETRIES_THROTTLED: bool = false;
 
     fn classify(&self, outcome: Result<&Response<B>, &(dyn Error + Send + Sync + 'static)>) -> Verdict {
-        outcome.map_or_else(|error| failed(error), |res| by_headers(res.status(), res.headers()))
+        outcome.map_or_else(|error| failed(error, true), |res| by_headers(res.status(), res.headers()))
     }
 }
 
@@ -99,6 +99,8 @@ pub(super) fn judge(code: i32, pushback: Pushback) -> Verdict {
         (1, _) => Verdict::Ignored,
         (3 | 5 | 6 | 7 | 9 | 10 | 11 | 12 | 16, _) => Verdict::Permanent,
         (8, Pushback::Nothing) => Verdict::THROTTLED,
+        // Longer than anybody waits.
+        (8, Pushback::Never) => Verdict::Throttled { retry_after: Some(Duration::MAX) },
         (8, Pushback::After(time)) => Verdict::Throttled { retry_after: Some(time) },
         (UNAVAILABLE, Pushback::Nothing) => Verdict::TRANSIENT,
         (UNAVAILABLE, Pushback::After(time)) => Verdict::Transient { retry_after: Some(time) },
@@ -131,8 +133,10 @@ pub struct ByGrpcTrailers {
 }
 
 impl Trailers for ByGrpcTrailers {
-    fn begin(&mut self, headers: &HeaderMap) {
-        self.came(headers);
+    fn begin(&mut self, http: StatusCode, headers: &HeaderMap) {
+        if http != StatusCode::OK || headers.contains_key("grpc-status") {
+            self.said = Some(by_headers(http, headers));
+        }
     }
 
     fn came(&mut self, trailers: &HeaderMap) {

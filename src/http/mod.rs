@@ -8,7 +8,15 @@
 //! | `reqwest::Client` | `Policy::reqwest` | `reqwest` |
 //! | gRPC, either side | [`Policy::grpc`](crate::Policy::grpc) | `http`; `tonic` knows its `Status` |
 //!
-//! The layers of a server, in one expression and outermost first:
+//! What goes where, outermost first. A `ServiceBuilder` is written in this order; calls of `Router::layer`, one after the other,
+//! in the opposite one.
+//!
+//! ```text
+//! server: RespondLayer ─► in_flight_layer ─► ReadDeadlineLayer ─► policy.layer() ─► router
+//! client: ReplayLayer ─► policy.layer() ─► WriteDeadlineLayer ─► LiftLayer ─► client    (policy.wrap is policy.layer and LiftLayer)
+//! ```
+//!
+//! The layers of a server, in one expression:
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode}, routing::get};
@@ -62,5 +70,5 @@ pub use idempotent::Idempotent;
 pub use kinds::{HttpClient, HttpServer};
 pub use replay::{BodyGone, Replay, ReplayLayer, ReplayService};
 pub use respond::{RespondFuture, RespondLayer, RespondService};
-pub use status::{ByStatus, ByStatusAt, retry_after};
+pub use status::{ByStatus, ByStatusAt, ByStatusDirect, retry_after};
 pub use until_body::{ByHeaders, Tail, Trailers, UntilBody};

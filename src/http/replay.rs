@@ -4,6 +4,7 @@
 use std::{
     error::Error as StdError,
     fmt,
+    future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -15,7 +16,10 @@ use http_body::{Body, Frame, SizeHint};
 use tower::{BoxError, Layer, Service};
 
 use super::tape::Tape;
-use crate::retry::{CloneRequest, Repeat};
+use crate::{
+    call::send,
+    retry::{CloneRequest, Repeat},
+};
 
 /// A request body that can be sent again: it is streamed as it comes, and what goes by is recorded up to a cap.
 ///
@@ -504,10 +508,39 @@ impl<S> Layer<S> for ReplayLayer {
 }
 
 /// The service of [`ReplayLayer`].
+///
+/// ```
+/// # use buttress::http::{ReplayLayer, ReplayService};
+/// # use tower::Layer;
+/// # #[derive(Clone)] struct Client;
+/// fn replaying(client: Client) -> ReplayService<Client> {
+///     ReplayLayer::default().layer(client)
+/// }
+/// # let _ = replaying;
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ReplayService<S> {
     inner: S,
     cap: usize,
+}
+
+impl<S> ReplayService<S> {
+    /// The service below.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Sends one request through a clone of this service: waits until it is ready, then calls it.
+    ///
+    /// # Errors
+    /// The service's error.
+    pub fn send<B>(&self, req: Request<B>) -> impl Future<Output = Result<S::Response, S::Error>> + use<S, B>
+    where
+        S: Service<Request<Replay<B>>> + Clone,
+        B: Body,
+    {
+        send(self.clone(), req)
+    }
 }
 
 impl<S, B: Body> Service<Request<B>> for ReplayService<S>

@@ -20,8 +20,9 @@ use crate::{Classify, Verdict};
 /// | everything else | success |
 ///
 /// An error instead of a response is transient; [unsent](Verdict::Unsent), if it shows that the request never reached the
-/// server: no connection, or, by feature `http2`, a stream that HTTP/2 refused. One that the request is at fault for, as
-/// `reqwest` tells it, is permanent.
+/// server: no connection, or, by feature `http2`, a stream that HTTP/2 refused. `reqwest` follows redirects, so a failed
+/// connection may be the second one, after the server had its request: there is no proof in its errors, unless you
+/// [say](ByStatusDirect) that it follows none. One that the request is at fault for, as `reqwest` tells it, is permanent.
 ///
 /// ```
 /// use buttress::{http::ByStatus, Classify, Verdict};
@@ -50,13 +51,27 @@ pub struct ByStatus;
 #[derive(Clone, Copy, Debug)]
 pub struct ByStatusAt(pub fn() -> SystemTime);
 
+/// [`ByStatus`] for a `reqwest::Client` that follows no redirects: a connection that failed was the only one, so that a POST
+/// may be sent again.
+///
+/// ```
+/// # #[cfg(feature = "reqwest")] fn policy() -> Result<(), Box<dyn std::error::Error>> {
+/// use buttress::{Policy, Retry, http::ByStatusDirect};
+/// let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+/// let retry = Retry::exponential(std::time::Duration::from_millis(50));
+/// let orders = Policy::reqwest("orders").retry(retry).classify(ByStatusDirect).build()?.wrap(client);
+/// # let _ = orders; Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByStatusDirect;
+
 macro_rules! by_status {
-    ($classifier:ty, $clock:expr) => {
+    ($classifier:ty, $clock:expr, redirects: $redirects:expr) => {
         impl<B, E: Error + 'static> Classify<http::Response<B>, E> for $classifier {
             fn classify(&self, outcome: Result<&http::Response<B>, &E>) -> Verdict {
                 match outcome {
                     Ok(res) => judge(res.status(), res.headers(), $clock(self)),
-                    Err(error) => failed(error),
+                    Err(error) => failed(error, $redirects),
                 }
             }
         }
@@ -66,7 +81,7 @@ macro_rules! by_status {
             fn classify(&self, outcome: Result<&http::Response<B>, &(dyn Error + Send + Sync + 'static)>) -> Verdict {
                 match outcome {
                     Ok(res) => judge(res.status(), res.headers(), $clock(self)),
-                    Err(error) => failed(error),
+                    Err(error) => failed(error, $redirects),
                 }
             }
         }
@@ -76,15 +91,16 @@ macro_rules! by_status {
             fn classify(&self, outcome: Result<&reqwest::Response, &reqwest::Error>) -> Verdict {
                 match outcome {
                     Ok(res) => judge(res.status(), res.headers(), $clock(self)),
-                    Err(error) => failed(error),
+                    Err(error) => failed(error, $redirects),
                 }
             }
         }
     };
 }
 
-by_status!(ByStatus, |_| SystemTime::now);
-by_status!(ByStatusAt, |this: &ByStatusAt| this.0);
+by_status!(ByStatus, |_| SystemTime::now, redirects: true);
+by_status!(ByStatusAt, |this: &ByStatusAt| this.0, redirects: true);
+by_status!(ByStatusDirect, |_| SystemTime::now, redirects: false);
 
 fn judge(status: StatusCode, headers: &HeaderMap, clock: impl FnOnce() -> SystemTime) -> Verdict {
     if !status.is_client_error() && !status.is_server_error() {

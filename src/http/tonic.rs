@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use tonic::{Code, Status, server::NamedService};
 
 use super::{
-    ByGrpcStatus,
+    ByGrpcStatus, ReadDeadlineService, RespondService,
     grpc::{Pushback, judge, read_pushback},
     respond::{grpc_status, pushback},
 };
@@ -55,6 +55,14 @@ impl<S: NamedService, H> NamedService for Guarded<S, H> {
 }
 
 impl<S: NamedService, P> NamedService for InFlightService<S, P> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S: NamedService, B> NamedService for RespondService<S, B> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S: NamedService> NamedService for ReadDeadlineService<S> {
     const NAME: &'static str = S::NAME;
 }
 

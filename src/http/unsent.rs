@@ -4,8 +4,9 @@ use std::{error::Error, io, iter};
 
 use crate::Verdict;
 
-/// Looks at the error and what caused it.
-pub(super) fn failed(error: &(dyn Error + 'static)) -> Verdict {
+/// Looks at the error and what caused it. `redirects`: whether the client may have followed some, so that a failed connection
+/// may be that to another place, after the server had its request.
+pub(super) fn failed(error: &(dyn Error + 'static), redirects: bool) -> Verdict {
     let mut verdict = Verdict::TRANSIENT;
     for error in sources(error) {
         #[cfg(feature = "reqwest")]
@@ -14,11 +15,15 @@ pub(super) fn failed(error: &(dyn Error + 'static)) -> Verdict {
                 // The request is at fault, or the server answered with a loop: asking again changes nothing.
                 return Verdict::Permanent;
             }
+            if redirects {
+                return Verdict::TRANSIENT;
+            }
         }
         if is_unsent(error) {
             verdict = Verdict::Unsent;
         }
     }
+    let _ = redirects; // no other client follows any
     verdict
 }
 

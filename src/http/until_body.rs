@@ -5,9 +5,10 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::BoxError;
@@ -16,7 +17,7 @@ use super::{Held, Keep};
 use crate::{
     Verdict,
     call::{BodyLimit, Ending, Hold, Holds, Rest},
-    clock::after,
+    clock::{after, now},
 };
 
 /// Holds the permit until the response's body ends or is dropped, and takes the deadline, and the latency that a
@@ -25,9 +26,11 @@ use crate::{
 ///
 /// - A body that fails, or is cut off for being too long or silent, is a failure to the circuit breaker.
 /// - One that is dropped early counts as its headers said: its reader may have seen enough. Unless it was silent just
-///   then for longer than the breaker's [slow threshold](crate::CircuitBreakerBuilder::slow_call).
+///   then, or not asked for again, for longer than the breaker's
+///   [slow threshold](crate::CircuitBreakerBuilder::slow_call).
+/// - A half-open circuit takes the headers of its probes for an answer: a stream may go on for days.
 /// - A body that is cut off fails with the [`Rejection`](crate::Rejection) as its error.
-/// - A reader that does not ask for more is not timed.
+/// - A reader that does not ask for more is not timed, but by the deadline.
 ///
 /// ```
 /// use buttress::{ConcurrencyLimit, Policy, http::UntilBody};
@@ -79,7 +82,7 @@ impl Default for UntilBody {
 /// What the end of a body says.
 pub trait Trailers: Clone {
     /// The response begins.
-    fn begin(&mut self, headers: &HeaderMap);
+    fn begin(&mut self, status: StatusCode, headers: &HeaderMap);
 
     /// These came.
     fn came(&mut self, trailers: &HeaderMap);
@@ -93,7 +96,7 @@ pub trait Trailers: Clone {
 pub struct ByHeaders;
 
 impl Trailers for ByHeaders {
-    fn begin(&mut self, _: &HeaderMap) {}
+    fn begin(&mut self, _: StatusCode, _: &HeaderMap) {}
 
     fn came(&mut self, _: &HeaderMap) {}
 
@@ -122,8 +125,10 @@ impl<T: Trailers> UntilBody<T> {
     /// What there is to keep, if anything.
     fn tail<B: Body, H: Holds + Clone>(&self, ending: Ending<'_, H>, res: &Response<B>) -> Option<Tail<H, T>> {
         let mut rest = ending.rest();
+        let mut trailers = self.trailers.clone();
+        trailers.begin(res.status(), res.headers());
         if rest.run(|| res.body().is_end_stream()) {
-            rest.end(None);
+            rest.end(trailers.verdict());
             return None;
         }
         if !self.permit {
@@ -132,8 +137,6 @@ impl<T: Trailers> UntilBody<T> {
         if rest.is_empty() {
             return None;
         }
-        let mut trailers = self.trailers.clone();
-        trailers.begin(res.headers());
         Some(Tail::new(rest, trailers))
     }
 }
@@ -175,26 +178,33 @@ pub struct Tail<H: Holds, T> {
     quiet: Option<Instant>,
     /// When to cut it off unless something comes, and why.
     until: Option<(Instant, BodyLimit)>,
-    /// When the whole body is to be there; known once it is first waited for.
-    whole: Option<Instant>,
+    /// How long it was waited for until then, in all.
+    waited: Duration,
     /// Boxed, so that the body can be moved as it could without; and made only for a body that has a time, and is not there.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<H: Holds, T> Tail<H, T> {
     fn new(rest: Rest<H>, trailers: T) -> Self {
-        Self { rest, trailers, quiet: None, until: None, whole: None, timer: None }
+        Self { rest, trailers, quiet: None, until: None, waited: Duration::ZERO, timer: None }
+    }
+
+    /// A wait is over, if there was one.
+    fn stop_waiting(&mut self) {
+        if let Some(quiet) = self.quiet.take() {
+            let waited = now().saturating_duration_since(quiet);
+            self.waited = self.waited.saturating_add(waited);
+            self.rest.add(waited);
+        }
     }
 
     /// What ends a wait that begins now, unless something comes.
     fn next_limit(&mut self, now: Instant) -> Option<(Instant, BodyLimit)> {
         let times = self.rest.times();
-        if let Some(time) = times.whole {
-            self.whole.get_or_insert_with(|| after(now, time));
-        }
+        let whole = times.whole.map(|time| after(now, time.saturating_sub(self.waited)));
         let idle = times.idle.map(|time| after(now, time));
         let deadline = self.rest.deadline(now);
-        let limits = [(deadline, BodyLimit::Deadline), (self.whole, BodyLimit::Whole), (idle, BodyLimit::Idle)];
+        let limits = [(deadline, BodyLimit::Deadline), (whole, BodyLimit::Whole), (idle, BodyLimit::Idle)];
         limits.into_iter().filter_map(|(at, limit)| Some((at?, limit))).min_by_key(|(at, _)| *at)
     }
 }
@@ -211,20 +221,21 @@ where
     }
 
     fn came(&mut self, trailers: Option<&HeaderMap>) {
-        self.quiet = None;
+        self.stop_waiting();
         if let Some(trailers) = trailers {
             self.trailers.came(trailers);
         }
     }
 
     fn end(&mut self, failed: bool) {
+        self.stop_waiting();
         let verdict = if failed { Some(Verdict::TRANSIENT) } else { self.trailers.verdict() };
         self.rest.end(verdict);
     }
 
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<BodyLimit> {
         if self.quiet.is_none() {
-            let now = self.rest.wait();
+            let now = now();
             self.quiet = Some(now);
             self.until = self.next_limit(now);
         }
@@ -244,6 +255,7 @@ where
     }
 
     fn cut_off(&mut self, limit: BodyLimit) -> BoxError {
+        self.stop_waiting();
         self.rest.cut_off(limit).into()
     }
 }

@@ -15,7 +15,7 @@ use buttress::{
     Backoff, CircuitBreaker, CircuitBreakerBuilder, Classify, ConcurrencyLimit, Error, Jitter, Policy, Reason,
     Rejection, Retry, RetryBuilder, Rule, Verdict,
     circuit_breaker::State,
-    http::{ByStatus, Reqwest},
+    http::{ByStatus, ByStatusDirect, Reqwest},
     retry,
 };
 use reqwest::{Client, Method, Url};
@@ -170,7 +170,8 @@ async fn a_refused_connection_is_retried_and_comes_back_with_its_sources() {
     let first = StdError::source(&error).unwrap().to_string();
     let Error::Inner(inner) = &error else { panic!("a rejection instead: {error}") };
     assert!(inner.is_connect());
-    assert_eq!(ByStatus.classify(Err::<&reqwest::Response, _>(inner)), Verdict::Unsent);
+    assert_eq!(ByStatus.classify(Err::<&reqwest::Response, _>(inner)), Verdict::TRANSIENT, "there are redirects");
+    assert_eq!(ByStatusDirect.classify(Err::<&reqwest::Response, _>(inner)), Verdict::Unsent);
     assert_eq!(inner.source().unwrap().to_string(), first, "the wrapper is no link of the chain");
     let mut sources = std::iter::successors(Some(&error as &dyn StdError), |error| (*error).source());
     let refused = sources.find_map(|error| error.downcast_ref::<io::Error>()).unwrap();

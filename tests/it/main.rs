@@ -5,6 +5,7 @@ mod support;
 mod alloc;
 mod backoff;
 mod bad_input;
+mod bodies;
 mod budget;
 mod circuit_breaker;
 mod circuit_breaker_more;
