@@ -20,7 +20,9 @@ use axum::{
     response::IntoResponse,
     routing::{get, post},
 };
-use buttress::{CircuitBreaker, ConcurrencyLimit, Error, Keyed, LiftLayer, Policy, Rejection, Retry};
+use buttress::{
+    CircuitBreaker, ConcurrencyLimit, Error, Keyed, LiftLayer, Policy, Rejection, Retry, circuit_breaker::State,
+};
 use reqwest::{Client, Method, Request, Url};
 use tokio::net::TcpListener;
 use tower::{BoxError, ServiceBuilder};
@@ -47,7 +49,9 @@ async fn main() -> Result<(), BoxError> {
     println!("busy:    {} (it had said to come back in a second)", answer.text().await?);
 
     let answer = client.send(Request::new(Method::POST, healthy.join("/orders")?)).await?;
-    println!("orders:  {}, and sent once: {}", answer.status(), answer.text().await?);
+    let (status, came) = (answer.status(), answer.text().await?);
+    println!("orders:  {status}, and sent once: {came}");
+    assert_eq!(came, "1 came");
 
     for _ in 0..3 {
         match client.send(Request::new(Method::GET, broken.clone())).await {
@@ -65,7 +69,10 @@ async fn main() -> Result<(), BoxError> {
     println!("stream:  {}", Rejection::find(&error).ok_or("no rejection of ours")?);
 
     for (host, policy) in hosts.entries() {
-        println!("{host}: {:?}", policy.circuit_breaker().map(CircuitBreaker::state));
+        let state = policy.circuit_breaker().map(CircuitBreaker::state);
+        println!("{host}: {state:?}");
+        let expected = if host == broken.authority() { State::Open } else { State::Closed };
+        assert_eq!(state, Some(expected));
     }
     Ok(())
 }

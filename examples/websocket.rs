@@ -74,7 +74,9 @@ async fn main() -> Result<(), BoxError> {
         let (name, heard) = client??;
         println!("{name}: {heard}");
     }
-    println!("{}", serving.await?);
+    let report = serving.await?;
+    println!("{report}");
+    assert!(report.is_clean() && room.seats.in_flight() == 0);
     Ok(())
 }
 

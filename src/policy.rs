@@ -150,6 +150,22 @@ impl Policy {
     ///
     /// [`call`](Self::call) repeats its closure **whatever request it makes, a POST too**: use `wrap` for what must not be
     /// sent twice. Around a server's router use [`http_server`](Self::http_server).
+    ///
+    /// ```no_run
+    /// use buttress::{Policy, Retry};
+    /// use std::time::Duration;
+    ///
+    /// # async fn fetch() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = reqwest::Client::new();
+    /// let policy = Policy::reqwest("shop")
+    ///     .deadline(Duration::from_secs(5))
+    ///     .retry(Retry::exponential(Duration::from_millis(50)))
+    ///     .build()?;
+    /// let shop = policy.wrap(client.clone());
+    /// let response = shop.send(client.get("https://shop.example/books").build()?).await?;
+    /// println!("{}", response.text().await?);
+    /// # Ok(()) }
+    /// ```
     #[cfg(feature = "reqwest")]
     #[cfg_attr(docsrs, doc(cfg(feature = "reqwest")))]
     pub fn reqwest(name: &'static str) -> PolicyBuilder<crate::http::Reqwest> {

@@ -14,7 +14,7 @@ use buttress::{
 };
 use tokio_stream::StreamExt;
 use tonic::{
-    Request, Response, Status,
+    Code, Request, Response, Status,
     transport::{Channel, server::TcpIncoming},
 };
 use tower::ServiceBuilder;
@@ -86,6 +86,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // Either side may be the first to see that the time is over.
     let by = Rejection::find(&late).map_or("the server".to_owned(), Rejection::to_string);
     println!("sleep: {:?}, by {by}", late.code());
+    assert_eq!(late.code(), Code::DeadlineExceeded);
 
     // Calls of a generated client can be retried as closures: the request is made anew for each attempt.
     let retrying = Policy::grpc("again").retry(Retry::exponential(Duration::from_millis(10))).build()?;
@@ -99,6 +100,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .await
         .unwrap_err();
     println!("fall: {:?} after {attempts} attempts; the circuit is {:?}", fallen.code(), state(&client));
+    assert_eq!((fallen.code(), attempts), (Code::Unavailable, 3));
 
     handle.trigger("the end");
     drop(parrot);
