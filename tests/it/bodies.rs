@@ -357,3 +357,33 @@ async fn a_failed_response_is_dropped_before_its_permit_is_given_back() {
     drop(service.send(Request::new(())).await.unwrap());
     assert_eq!(*seen.lock().unwrap(), [1, 1]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_to_last_until_its_body_ends_holds_no_permit_in_a_backoff() {
+    let limit = buttress::ConcurrencyLimit::builder().max_in_flight(2).build().unwrap();
+    let policy = Policy::http_client("api")
+        .concurrency_limit(&limit)
+        .hold(buttress::http::UntilBody::new())
+        .retry(Retry::constant(secs(5)).jitter(Jitter::None).max_attempts(2))
+        .build()
+        .unwrap();
+    let seen = Counts::default();
+    let service =
+        policy.layer().layer(service_fn({
+            let seen = seen.clone();
+            move |_: Request<()>| {
+                drop(seen.enter());
+                let status = if seen.calls() == 1 { 503 } else { 200 };
+                async move {
+                    Ok::<_, buttress::Error<Infallible>>(Response::builder().status(status).body(pieces()).unwrap())
+                }
+            }
+        }));
+    let call = tokio::spawn(async move { service.send(Request::new(())).await.unwrap() });
+    sleep(secs(1)).await;
+    assert_eq!((seen.calls(), limit.in_flight()), (1, 0), "in its backoff");
+    let response = call.await.unwrap();
+    assert_eq!((seen.calls(), limit.in_flight()), (2, 1), "its body is still to come");
+    drop(response);
+    assert_eq!(limit.in_flight(), 0);
+}
