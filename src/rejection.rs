@@ -527,6 +527,11 @@ impl<Res, E> Reject<Res> for Error<E> {
     }
 }
 
+/// The rejection is boxed, and found among the sources of whatever was boxed around it.
+///
+/// Where `tokio::spawn(async move { service.send(req).await })` fails with "implementation of `Reject` is not general
+/// enough", which is a limit of the compiler's and not of this impl: spawn `service.send(req)` itself, or box the service once
+/// (`tower::util::BoxCloneSyncService`).
 impl<Res> Reject<Res> for BoxError {
     type Cause = dyn StdError + Send + Sync;
 
