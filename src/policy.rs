@@ -595,8 +595,8 @@ impl<C, R, T> PolicyBuilder<Kind<C, R, crate::http::UntilBody<T>>> {
         self
     }
 
-    /// How long its reader may wait for the body in all; what the reader does in between does not count. The [deadline](Self::deadline) goes on
-    /// into the body in any case.
+    /// How long its reader may wait for the body in all; what the reader does in between does not count. The
+    /// [deadline](Self::deadline) goes on into the body in any case.
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     pub fn body_timeout(mut self, time: Duration) -> Self {
         self.body.whole = Some(time);

@@ -26,7 +26,8 @@ impl<H: Holds + Clone> Ending<'_, H> {
             waited = started.map_or(waited, |started| now.saturating_duration_since(started));
             claims.ambient.deadline.start(now);
         }
-        Rest { core: Core::new(self.held.clone(), claims), verdict: self.verdict, waited }
+        let core = Core::new(self.held.clone(), claims);
+        Rest { core, verdict: self.verdict, headers: waited, waited: Duration::ZERO }
     }
 }
 
@@ -43,7 +44,9 @@ pub struct Rest<H: Holds> {
     core: Core<H>,
     /// What the response says, as long as its end says nothing else.
     verdict: Verdict,
-    /// How long the response, and then its body, was waited for; what its reader does in between is not the service's time.
+    /// How long the response was waited for.
+    headers: Duration,
+    /// How long its body was, in all; what its reader does in between is not the service's time.
     waited: Duration,
 }
 
@@ -75,14 +78,24 @@ impl<H: Holds> Rest<H> {
         deadline
     }
 
-    /// The body was waited for.
+    /// How long the body was waited for, in all.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// The body was waited for once more.
     pub(crate) fn add(&mut self, waited: Duration) {
         self.waited = self.waited.saturating_add(waited);
     }
 
-    /// When it began, but for the pauses of its reader.
-    fn started(&self) -> Option<Instant> {
-        if self.waited.is_zero() { None } else { clock::now().checked_sub(self.waited) }
+    /// The claims of a call that has lasted until now, but for the pauses of its reader.
+    fn without_pauses(&mut self) -> (&mut Claims, &H) {
+        let lasted = self.headers.saturating_add(self.waited);
+        let (claims, held) = self.core.split();
+        if claims.owing && !lasted.is_zero() {
+            claims.started = clock::now().checked_sub(lasted);
+        }
+        (claims, held)
     }
 
     /// Whether nothing is left that would be given back, told or timed.
@@ -100,9 +113,7 @@ impl<H: Holds> Rest<H> {
     /// The body came to its end, which may know `better` than the headers.
     pub(crate) fn end(&mut self, better: Option<Verdict>) {
         let verdict = better.unwrap_or(self.verdict);
-        let started = self.started();
-        let (claims, held) = self.core.split();
-        claims.started = started;
+        let (claims, held) = self.without_pauses();
         claims.tell(held.parts(), verdict);
     }
 
@@ -122,9 +133,8 @@ impl<H: Holds> Rest<H> {
     /// The body took too long, and is dropped already.
     #[cold]
     pub(crate) fn cut_off(&mut self, limit: BodyLimit) -> Rejection {
-        let (times, started) = (self.times(), self.started());
-        let (claims, held) = self.core.split();
-        claims.started = started;
+        let times = self.times();
+        let (claims, held) = self.without_pauses();
         let parts = held.parts();
         let rejection = match limit {
             BodyLimit::Idle => claims.time_out(parts, Rule::BodyIdle, times.idle),

@@ -67,6 +67,9 @@ fn by_headers(http: StatusCode, headers: &HeaderMap) -> Verdict {
     judge(code, pushback(headers))
 }
 
+pub(super) const STATUS: &str = "grpc-status";
+pub(super) const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
 const OK: i32 = 0;
 const UNKNOWN: i32 = 2;
 const INTERNAL: i32 = 13;
@@ -110,12 +113,12 @@ pub(super) fn judge(code: i32, pushback: Pushback) -> Verdict {
 
 /// The `grpc-status`; one that cannot be read is UNKNOWN.
 fn status(headers: &HeaderMap) -> Option<i32> {
-    let value = headers.get("grpc-status")?;
+    let value = headers.get(STATUS)?;
     Some(value.to_str().ok().and_then(|value| value.parse().ok()).unwrap_or(UNKNOWN))
 }
 
 fn pushback(headers: &HeaderMap) -> Pushback {
-    headers.get("grpc-retry-pushback-ms").map_or(Pushback::Nothing, |value| read_pushback(value.as_bytes()))
+    headers.get(PUSHBACK).map_or(Pushback::Nothing, |value| read_pushback(value.as_bytes()))
 }
 
 pub(super) fn read_pushback(value: &[u8]) -> Pushback {
@@ -134,7 +137,7 @@ pub struct ByGrpcTrailers {
 
 impl Trailers for ByGrpcTrailers {
     fn begin(&mut self, http: StatusCode, headers: &HeaderMap) {
-        if http != StatusCode::OK || headers.contains_key("grpc-status") {
+        if http != StatusCode::OK || headers.contains_key(STATUS) {
             self.said = Some(by_headers(http, headers));
         }
     }

@@ -17,12 +17,15 @@ use http::{
 use pin_project::pin_project;
 use tower::{Layer, Service};
 
-use super::response::whole_seconds;
+use super::{
+    grpc::{PUSHBACK, STATUS},
+    response::whole_seconds,
+};
 use crate::{Reason, Reject, Rejection, call::send};
 
-static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_STATUS: HeaderName = HeaderName::from_static(STATUS);
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+static GRPC_PUSHBACK: HeaderName = HeaderName::from_static(PUSHBACK);
 
 /// What outsiders are told of a reason.
 struct Told {

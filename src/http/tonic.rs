@@ -6,12 +6,10 @@ use tonic::{Code, Status, server::NamedService};
 
 use super::{
     ByGrpcStatus, ReadDeadlineService, RespondService,
-    grpc::{Pushback, judge, read_pushback},
+    grpc::{PUSHBACK, Pushback, judge, read_pushback},
     respond::{grpc_status, pushback},
 };
 use crate::{Classify, Guarded, Outcome, Reason, Reject, Rejection, Verdict, shutdown::InFlightService};
-
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 fn code(reason: Reason) -> Code {
     Code::from(i32::from(grpc_status(reason)))

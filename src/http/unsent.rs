@@ -28,7 +28,7 @@ pub(super) fn failed(error: &(dyn Error + 'static), redirects: bool) -> Verdict 
 }
 
 /// The error, and what caused it.
-pub(super) fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+fn sources<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |error| {
         let error: &'a (dyn Error + 'static) = *error;
         error.source()

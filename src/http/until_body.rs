@@ -5,7 +5,6 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use http::{HeaderMap, Response, StatusCode};
@@ -114,27 +113,27 @@ impl<B: Body, H: Holds + Clone, T: Trailers> Hold<Response<B>, H> for UntilBody<
     }
 
     fn hold(&self, res: Response<B>, ending: Ending<'_, H>) -> Self::Response {
-        match self.tail(ending, &res) {
-            Some(tail) => res.map(|body| Held::new(body, Some(tail))),
-            None => self.bare(res),
-        }
+        let tail = self.rest(ending).and_then(|rest| self.tail(rest, &res));
+        res.map(|body| Held::new(body, tail))
     }
 }
 
 impl<T: Trailers> UntilBody<T> {
-    /// What there is to keep, if anything.
-    fn tail<B: Body, H: Holds + Clone>(&self, ending: Ending<'_, H>, res: &Response<B>) -> Option<Tail<H, T>> {
+    /// What is left of the call, if anything.
+    fn rest<H: Holds + Clone>(&self, ending: Ending<'_, H>) -> Option<Rest<H>> {
         let mut rest = ending.rest();
+        if !self.permit {
+            rest.release();
+        }
+        if rest.is_empty() { None } else { Some(rest) }
+    }
+
+    /// What its body is to keep, unless that is over already.
+    fn tail<B: Body, H: Holds>(&self, mut rest: Rest<H>, res: &Response<B>) -> Option<Tail<H, T>> {
         let mut trailers = self.trailers.clone();
         trailers.begin(res.status(), res.headers());
         if rest.run(|| res.body().is_end_stream()) {
             rest.end(trailers.verdict());
-            return None;
-        }
-        if !self.permit {
-            rest.release();
-        }
-        if rest.is_empty() {
             return None;
         }
         Some(Tail::new(rest, trailers))
@@ -156,9 +155,10 @@ where
     }
 
     fn hold(&self, res: reqwest::Response, ending: Ending<'_, H>) -> reqwest::Response {
+        let Some(rest) = self.rest(ending) else { return res };
         let url = res.url().clone();
         let res = Response::<reqwest::Body>::from(res);
-        let tail = self.tail(ending, &res);
+        let tail = self.tail(rest, &res);
         let mut res = res.map(|body| match tail {
             Some(tail) => reqwest::Body::wrap(Held::new(body, Some(tail))),
             None => body,
@@ -178,30 +178,26 @@ pub struct Tail<H: Holds, T> {
     quiet: Option<Instant>,
     /// When to cut it off unless something comes, and why.
     until: Option<(Instant, BodyLimit)>,
-    /// How long it was waited for until then, in all.
-    waited: Duration,
     /// Boxed, so that the body can be moved as it could without; and made only for a body that has a time, and is not there.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<H: Holds, T> Tail<H, T> {
     fn new(rest: Rest<H>, trailers: T) -> Self {
-        Self { rest, trailers, quiet: None, until: None, waited: Duration::ZERO, timer: None }
+        Self { rest, trailers, quiet: None, until: None, timer: None }
     }
 
     /// A wait is over, if there was one.
     fn stop_waiting(&mut self) {
         if let Some(quiet) = self.quiet.take() {
-            let waited = now().saturating_duration_since(quiet);
-            self.waited = self.waited.saturating_add(waited);
-            self.rest.add(waited);
+            self.rest.add(now().saturating_duration_since(quiet));
         }
     }
 
     /// What ends a wait that begins now, unless something comes.
     fn next_limit(&mut self, now: Instant) -> Option<(Instant, BodyLimit)> {
         let times = self.rest.times();
-        let whole = times.whole.map(|time| after(now, time.saturating_sub(self.waited)));
+        let whole = times.whole.map(|time| after(now, time.saturating_sub(self.rest.waited())));
         let idle = times.idle.map(|time| after(now, time));
         let deadline = self.rest.deadline(now);
         let limits = [(deadline, BodyLimit::Deadline), (whole, BodyLimit::Whole), (idle, BodyLimit::Idle)];

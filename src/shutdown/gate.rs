@@ -59,7 +59,6 @@ impl Gate {
         self.word.load(Acquire) == CLOSED
     }
 
-    #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.word.load(Acquire) & CLOSED != 0
     }
@@ -99,7 +98,6 @@ impl Room {
         self.gate.is_empty()
     }
 
-    #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.gate.is_closed()
     }

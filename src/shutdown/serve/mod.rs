@@ -65,7 +65,8 @@ impl Shutdown {
     /// refused instead of begun.
     ///
     /// `app` is any clonable tower service from `http::Request<hyper::body::Incoming>` to an `http::Response`; an axum
-    /// `Router` is one. Each request carries its [`PeerAddr`]. TLS, other listeners: use the layer and [`wait`](Self::wait) around your own server.
+    /// `Router` is one. Each request carries its [`PeerAddr`]. TLS, other listeners: use the layer and [`wait`](Self::wait)
+    /// around your own server.
     ///
     /// # Cancel safety
     /// Dropping the future drops the `Shutdown`, and that aborts everything.
