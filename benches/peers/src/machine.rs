@@ -1,0 +1,39 @@
+//! On what, when, and of which versions it was measured.
+
+use std::{env::consts::ARCH, fs, thread};
+
+use crate::versions;
+
+const LIBRARIES: [&str; 10] = [
+    "buttress",
+    "tokio",
+    "tokio-util",
+    "tower",
+    "tower-resilience",
+    "seatbelt",
+    "failsafe",
+    "recloser",
+    "backon",
+    "governor",
+];
+
+/// A paragraph for under the table.
+pub fn described(rounds: usize) -> String {
+    let today = jiff::Timestamp::now().strftime("%Y-%m-%d");
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let libraries = LIBRARIES.map(|library| format!("{library} {}", versions::of(library))).join(", ");
+    format!(
+        "Measured on {today} on {cores} cores of {}, built by {}; {libraries}. Times are nanoseconds per call: the median \
+         of {rounds} rounds, and in parentheses the 10th percentile. × is the median over the rounds of the ratio to the \
+         first of the row.\n",
+        processor(),
+        env!("RUSTC_VERSION"),
+    )
+}
+
+/// Its name, or its architecture where nobody tells the name.
+fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let named = info.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == "model name");
+    named.map_or(ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}

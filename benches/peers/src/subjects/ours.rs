@@ -1,0 +1,80 @@
+//! buttress.
+
+use std::convert::Infallible;
+
+use buttress::{
+    Backoff, CircuitBreaker, Cloned, ConcurrencyLimit, Error, Policy, Retry, Shutdown, Timeout, circuit_breaker::State,
+};
+use tower::{BoxError, Layer};
+
+use super::{AMPLE, LONG, SCARCE, SHORT};
+use crate::inner::{Client, Inner};
+
+pub fn bare(inner: impl Inner<BoxError>) -> impl Client {
+    inner
+}
+
+pub fn timeout(inner: impl Inner<BoxError>) -> impl Client {
+    Timeout::new(SHORT).layer().layer(inner)
+}
+
+pub fn limit(inner: impl Inner<BoxError>) -> impl Client {
+    ConcurrencyLimit::builder().max_in_flight(AMPLE).build().unwrap().layer().layer(inner)
+}
+
+pub fn full(inner: impl Inner<Error<Infallible>>) -> impl Client {
+    let limit = ConcurrencyLimit::builder().max_in_flight(1).max_queue(0).build().unwrap();
+    std::mem::forget(limit.try_acquire().unwrap());
+    limit.layer().layer(inner)
+}
+
+pub fn saturated(inner: impl Inner<BoxError>) -> impl Client {
+    ConcurrencyLimit::builder().max_in_flight(SCARCE).max_queue(1_000).build().unwrap().layer().layer(inner)
+}
+
+pub fn retry(inner: impl Inner<BoxError>) -> impl Client {
+    Retry::exponential(SHORT).build().unwrap().layer().layer(inner)
+}
+
+pub fn breaker(inner: impl Inner<BoxError>) -> impl Client {
+    CircuitBreaker::builder().build().unwrap().layer().layer(inner)
+}
+
+pub fn breaker_of_calls(inner: impl Inner<BoxError>) -> impl Client {
+    CircuitBreaker::builder().window_calls(100).build().unwrap().layer().layer(inner)
+}
+
+pub fn open(inner: impl Inner<Error<Infallible>>) -> impl Client {
+    let hour = std::time::Duration::from_secs(3_600);
+    let breaker = CircuitBreaker::builder()
+        .consecutive_failures(1)
+        .open_time(Backoff::constant(hour).max_delay(hour))
+        .build()
+        .unwrap();
+    let failed = tower::util::Oneshot::new(
+        breaker.layer().layer(tower::service_fn(|()| std::future::ready(Err::<(), BoxError>("failed".into())))),
+        (),
+    );
+    assert!(futures_util::FutureExt::now_or_never(failed).unwrap().is_err());
+    assert_eq!(breaker.state(), State::Open);
+    breaker.layer().layer(inner)
+}
+
+pub fn policy(inner: impl Inner<BoxError>) -> impl Client {
+    let policy: Policy<Cloned> = Policy::cloned("bench")
+        .deadline(LONG)
+        .retry(Retry::exponential(SHORT))
+        .circuit_breaker(CircuitBreaker::builder())
+        .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(AMPLE))
+        .timeout(SHORT)
+        .build()
+        .unwrap();
+    policy.layer().layer(inner)
+}
+
+pub fn in_flight(inner: impl Inner<BoxError>) -> impl Client {
+    let shutdown = Shutdown::builder().build().unwrap();
+    let handle = shutdown.handle();
+    std::mem::forget(shutdown);
+    handle.layer().layer(inner)
+}
