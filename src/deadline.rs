@@ -167,10 +167,10 @@ impl Ambient {
     }
 }
 
-/// While this lives, something else is current than what was before; that comes back on [`exit`](Self::exit), and on a
-/// panic.
+/// While this lives, something else is current than what was before, which comes back when it is dropped.
 ///
 /// It refers to nothing, so that what enters stays in registers.
+#[must_use]
 pub(crate) struct Scope {
     outer: Ambient,
 }
@@ -186,14 +186,18 @@ impl Scope {
     /// What entered, with its deadline as it is by now.
     #[inline(always)]
     pub(crate) fn exit(self) -> Ambient {
-        let mine = Ambient::current();
-        if self.outer.deadline.is_lazy() && mine.deadline.is_started() {
+        Ambient::current()
+    }
+}
+
+impl Drop for Scope {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.outer.deadline.is_lazy() && DEADLINE.get().is_started() {
             start_outer(self.outer);
         } else {
             self.outer.make_current();
         }
-        std::mem::forget(self);
-        mine
     }
 }
 
@@ -201,13 +205,6 @@ impl Scope {
 fn start_outer(mut outer: Ambient) {
     outer.deadline.start(now());
     outer.make_current();
-}
-
-impl Drop for Scope {
-    #[cold]
-    fn drop(&mut self) {
-        self.outer.make_current();
-    }
 }
 
 /// A point in time that a call, and all calls nested in it, must not outlive.
@@ -354,6 +351,7 @@ impl Parts for DeadlineParts {
     type Again = Unrepeated;
     type Hold = UntilHeaders;
     const SCOPED: bool = true;
+    const TAKES: bool = false;
 
     #[inline]
     fn name(&self) -> &'static str {

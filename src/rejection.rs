@@ -9,7 +9,9 @@
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use tower::BoxError;
-use tracing::debug;
+use tracing::{debug, level_filters::LevelFilter};
+
+use crate::clock::nanos;
 
 /// The condition under which a call was refused or cut off.
 ///
@@ -48,6 +50,7 @@ pub enum Reason {
 /// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)] // see `Rejection`
 pub enum Rule {
     /// The share of failed calls in the window reached its threshold.
     FailureRate,
@@ -84,6 +87,24 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// The condition that it is a rule of.
+    #[must_use]
+    pub fn reason(self) -> Reason {
+        match self {
+            Rule::FailureRate
+            | Rule::SlowCallRate
+            | Rule::ConsecutiveFailures
+            | Rule::ProbesFailed
+            | Rule::ProbeLease
+            | Rule::ProbesOut
+            | Rule::Forced => Reason::CircuitOpen,
+            Rule::LimitReached | Rule::QueueFull | Rule::MaxWait => Reason::Overloaded,
+            Rule::AttemptTimeout | Rule::BodyIdle | Rule::BodyTimeout => Reason::Timeout,
+            Rule::Deadline => Reason::DeadlineExceeded,
+            Rule::Draining | Rule::Stopping => Reason::ShuttingDown,
+        }
+    }
+
     pub(crate) const ALL: [Rule; 16] = [
         Rule::FailureRate,
         Rule::SlowCallRate,
@@ -143,21 +164,43 @@ impl Rule {
 /// assert_eq!(rejection.to_string(), "circuit breaker `payments` is open: forced open");
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Rejection {
     name: &'static str,
-    retry_after: Option<Duration>,
-    measured: f32,
-    threshold: f32,
-    reason: Reason,
+    /// Nanoseconds; [`NEVER`] if it is not known. Whole words only, without gaps: a rejection is moved about, and what is
+    /// copied in pieces costs more than all else that is done to refuse a call.
+    retry_after: u64,
+    figures: Figures,
     rule: Rule,
 }
+
+/// `measured: f32 | threshold: f32`; `NaN` stands for a figure that there is none of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Figures(u64);
+
+impl Figures {
+    #[inline]
+    fn new(measured: f32, threshold: f32) -> Self {
+        Self(u64::from(measured.to_bits()) << 32 | u64::from(threshold.to_bits()))
+    }
+
+    fn measured(self) -> f32 {
+        f32::from_bits((self.0 >> 32) as u32)
+    }
+
+    fn threshold(self) -> f32 {
+        f32::from_bits(self.0 as u32)
+    }
+}
+
+/// No time to come back is known.
+const NEVER: u64 = u64::MAX;
 
 impl Rejection {
     /// `NaN` stands for a figure that there is none of.
     #[inline]
-    pub(crate) fn new(name: &'static str, reason: Reason, rule: Rule, measured: f32, threshold: f32) -> Self {
-        Self { name, retry_after: None, measured, threshold, reason, rule }
+    pub(crate) fn new(name: &'static str, rule: Rule, measured: f32, threshold: f32) -> Self {
+        Self { name, retry_after: NEVER, figures: Figures::new(measured, threshold), rule }
     }
 
     #[inline]
@@ -166,26 +209,36 @@ impl Rejection {
         rule: Rule,
         measured: f32,
         threshold: f32,
-        retry_after: Option<Duration>,
+        retry_after: Option<u64>,
     ) -> Self {
-        Self { name, retry_after, measured, threshold, reason: Reason::CircuitOpen, rule }
+        let retry_after = retry_after.map_or(NEVER, |nanos| nanos.min(NEVER - 1));
+        Self { name, retry_after, figures: Figures::new(measured, threshold), rule }
     }
 
     /// By a policy that would have to wait, or to ask again.
     #[cold]
     pub(crate) fn draining(name: &'static str) -> Self {
-        Self::new(name, Reason::ShuttingDown, Rule::Draining, f32::NAN, f32::NAN)
+        Self::new(name, Rule::Draining, f32::NAN, f32::NAN)
     }
 
     /// By the gate of the shutdown.
     pub(crate) fn stopping(name: &'static str, retry_after: Duration) -> Self {
-        let retry_after = Some(retry_after);
-        Self { retry_after, ..Self::new(name, Reason::ShuttingDown, Rule::Stopping, f32::NAN, f32::NAN) }
+        let retry_after = nanos(retry_after).min(NEVER - 1);
+        Self { retry_after, ..Self::new(name, Rule::Stopping, f32::NAN, f32::NAN) }
     }
 
-    /// By reference: a rejection is not moved more often than need be.
-    #[cold]
+    #[inline]
     pub(crate) fn log(&self) {
+        // Asked here, so that who builds a rejection that nobody hears of need not have it in memory.
+        if LevelFilter::current() >= LevelFilter::DEBUG {
+            let heard = *self;
+            heard.tell();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell(&self) {
         debug!(
             target: "buttress",
             name = self.name(),
@@ -206,8 +259,9 @@ impl Rejection {
 
     /// The condition.
     #[must_use]
+    #[inline]
     pub fn reason(&self) -> Reason {
-        self.reason
+        self.rule.reason()
     }
 
     /// The rule that decided.
@@ -219,13 +273,13 @@ impl Rejection {
     /// What was measured: a rate, a count, or seconds, as the [rule](Self::rule) says.
     #[must_use]
     pub fn measured(&self) -> Option<f32> {
-        (!self.measured.is_nan()).then_some(self.measured)
+        Some(self.figures.measured()).filter(|figure| !figure.is_nan())
     }
 
     /// What it was held against, in the unit of [`measured`](Self::measured).
     #[must_use]
     pub fn threshold(&self) -> Option<f32> {
-        (!self.threshold.is_nan()).then_some(self.threshold)
+        Some(self.figures.threshold()).filter(|figure| !figure.is_nan())
     }
 
     /// How long to wait before another call can be admitted, where the layer knows.
@@ -235,7 +289,7 @@ impl Rejection {
     /// the probes' lease, which is the longest that a decision can take.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
+        (self.retry_after != NEVER).then(|| Duration::from_nanos(self.retry_after))
     }
 
     /// The rejection that an error is, or that is anywhere among its sources: for errors that others have wrapped, such as
@@ -267,8 +321,9 @@ impl Rejection {
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, measured, threshold, .. } = self;
-        match self.reason {
+        let name = self.name;
+        let (measured, threshold) = (self.figures.measured(), self.figures.threshold());
+        match self.reason() {
             Reason::CircuitOpen if self.rule == Rule::ProbesOut => {
                 write!(f, "circuit breaker `{name}` is half-open: ")?
             }
@@ -300,10 +355,23 @@ impl fmt::Display for Rejection {
             Rule::Draining => f.write_str("nothing waits or is tried again")?,
             Rule::Stopping => f.write_str("nothing new is admitted")?,
         }
-        match self.retry_after {
+        match self.retry_after() {
             Some(after) => write!(f, "; retry after {after:.1?}"),
             None => Ok(()),
         }
+    }
+}
+
+impl fmt::Debug for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejection")
+            .field("name", &self.name)
+            .field("retry_after", &self.retry_after())
+            .field("measured", &self.measured())
+            .field("threshold", &self.threshold())
+            .field("reason", &self.reason())
+            .field("rule", &self.rule)
+            .finish()
     }
 }
 
@@ -311,14 +379,14 @@ impl StdError for Rejection {
     /// By feature `tonic` the `Status` of its reason, for tonic's clients to find.
     #[cfg(feature = "tonic")]
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(crate::http::tonic::status_of(self.reason))
+        Some(crate::http::tonic::status_of(self.reason()))
     }
 }
 
 /// By the bits of the figures, so that "no figure" (`NaN`) equals itself.
 impl PartialEq for Rejection {
     fn eq(&self, other: &Self) -> bool {
-        let key = |r: &Self| (r.name, r.reason, r.rule, r.measured.to_bits(), r.threshold.to_bits(), r.retry_after);
+        let key = |r: &Self| (r.name, r.rule, r.figures, r.retry_after);
         key(self) == key(other)
     }
 }
@@ -555,7 +623,7 @@ impl<Res> Reject<Res> for io::Error {
     type Cause = io::Error;
 
     fn reject(rejection: Rejection) -> Result<Res, Self> {
-        let kind = match rejection.reason {
+        let kind = match rejection.reason() {
             Reason::Timeout | Reason::DeadlineExceeded => io::ErrorKind::TimedOut,
             Reason::CircuitOpen => io::ErrorKind::ConnectionRefused,
             Reason::Overloaded | Reason::ShuttingDown => io::ErrorKind::ResourceBusy,

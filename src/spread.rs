@@ -19,10 +19,6 @@ use std::{
     },
 };
 
-thread_local! {
-    static SLOT: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
 /// How many slots there are: a power of two, near the number of cores.
 pub(crate) fn slots() -> usize {
     static SLOTS: OnceLock<usize> = OnceLock::new();
@@ -32,7 +28,10 @@ pub(crate) fn slots() -> usize {
     })
 }
 
-/// This thread's slot, below [`slots`]. Threads take turns; more threads than slots share.
+/// A thread's slot. While there are slots that no living thread owns, the next thread that asks owns one; further
+/// threads take turns in sharing them.
+///
+/// Below [`slots`].
 #[inline]
 pub(crate) fn slot() -> usize {
     match SLOT.get() {
@@ -41,11 +40,67 @@ pub(crate) fn slot() -> usize {
     }
 }
 
+/// Whether no other thread has this thread's slot, as long as this one lives. To be asked after [`slot`].
+#[inline]
+pub(crate) fn owns_slot() -> bool {
+    OWNS.get()
+}
+
+thread_local! {
+    static SLOT: Cell<usize> = const { Cell::new(usize::MAX) };
+    static OWNS: Cell<bool> = const { Cell::new(false) };
+    /// Apart from the two, which can then be read without asking whether they are still there.
+    static OWNED: Owned = const { Owned(Cell::new(None)) };
+}
+
+/// Those that threads own.
+static TAKEN: Taken = Taken(AtomicUsize::new(0));
+
+/// A bit for each slot that is taken. Taken with Acquire and given back with Release, so that who owns a slot next sees
+/// all that the last owner wrote there.
+struct Taken(AtomicUsize);
+
+impl Taken {
+    /// One of the first so many that is free.
+    fn take(&self, of: usize) -> Option<usize> {
+        let free = |taken: usize| taken.trailing_ones() as usize;
+        let with_next = |taken| (free(taken) < of).then(|| taken | 1 << free(taken));
+        self.0.fetch_update(Acquire, Relaxed, with_next).ok().map(free)
+    }
+
+    fn give_back(&self, slot: usize) {
+        self.0.fetch_and(!(1 << slot), Release);
+    }
+}
+
+/// The slot that this thread owns, given back when the thread ends.
+struct Owned(Cell<Option<usize>>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Some(slot) = self.0.take() {
+            // What still runs on this thread, other destructors, shares it from now on.
+            OWNS.set(false);
+            TAKEN.give_back(slot);
+        }
+    }
+}
+
 #[cold]
 fn assign() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    // Relaxed: only the number matters, nothing is published by it.
-    let slot = NEXT.fetch_add(1, Relaxed) & (slots() - 1);
+    let slot = match TAKEN.take(slots()) {
+        Some(slot) => {
+            // Not if the thread ends, and would not give it back.
+            OWNS.set(OWNED.try_with(|owned| owned.0.set(Some(slot))).is_ok());
+            if !OWNS.get() {
+                TAKEN.give_back(slot);
+            }
+            slot
+        }
+        // Relaxed: only the number matters, nothing is published by it.
+        None => NEXT.fetch_add(1, Relaxed) & (slots() - 1),
+    };
     SLOT.set(slot);
     slot
 }
@@ -93,16 +148,17 @@ impl<T> Spread<T> {
         Self { seat: Root::seat(&Arc::new(Root { value, seats: padded(), moves: AtomicU64::new(0) }), slot()) }
     }
 
-    /// A clone for a call, moving `self` to this thread's slot so that the next one is cheap too.
+    /// Moved to this thread's slot, so that what is cloned of it [`beside`](Self::beside) is cheap here.
     #[inline]
-    pub(crate) fn local(&mut self) -> Self {
+    pub(crate) fn here(&mut self) -> &Self {
         if self.seat.slot != slot() {
             *self = self.clone();
         }
-        Self { seat: Arc::clone(&self.seat) }
+        self
     }
 
     /// A clone in the slot of `self`, whatever the thread: it never makes a seat, so it allocates nothing and takes no lock.
+    #[inline]
     pub(crate) fn beside(&self) -> Self {
         Self { seat: Arc::clone(&self.seat) }
     }
@@ -172,7 +228,7 @@ mod tests {
                 let theirs = spread.clone();
                 scope.spawn(move || {
                     let mut mine = theirs.clone();
-                    let local = mine.local();
+                    let local = mine.here().beside();
                     assert_eq!(local.seat.slot, slot());
                     assert!(Arc::ptr_eq(&local, &theirs));
                 });
@@ -232,5 +288,54 @@ mod tests {
     fn a_thread_keeps_its_slot() {
         assert_eq!(slot(), slot());
         assert!(slot() < slots() && slots().is_power_of_two());
+    }
+
+    #[test]
+    fn a_slot_is_owned_by_one_thread_at_a_time() {
+        const OF: usize = 3;
+        let (pool, owners) = (Taken(AtomicUsize::new(0)), [const { AtomicUsize::new(0) }; OF]);
+        std::thread::scope(|scope| {
+            for _ in 0..OF + 1 {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        let Some(slot) = pool.take(OF) else { continue };
+                        // What an owner does: it reads and writes in two steps.
+                        let seen = owners[slot].load(Relaxed);
+                        owners[slot].store(seen + 1, Relaxed);
+                        assert_eq!(owners[slot].load(Relaxed), seen + 1, "slot {slot} has two owners");
+                        pool.give_back(slot);
+                    }
+                });
+            }
+        });
+        assert!(owners.iter().all(|owner| owner.load(Relaxed) != 0));
+        let all: Vec<_> = (0..=OF).map(|_| pool.take(OF)).collect();
+        assert_eq!(all, [Some(0), Some(1), Some(2), None]);
+    }
+
+    #[test]
+    fn what_runs_when_a_thread_ends_no_longer_owns_its_slot() {
+        struct AtTheEnd(std::sync::mpsc::Sender<bool>);
+        impl Drop for AtTheEnd {
+            fn drop(&mut self) {
+                self.0.send(owns_slot()).unwrap();
+            }
+        }
+        thread_local!(static LAST: Cell<Option<AtTheEnd>> = const { Cell::new(None) });
+        // One that nobody else is ever given.
+        let mine = usize::BITS as usize - 2;
+        let (tell, hear) = std::sync::mpsc::channel();
+        let taken = move || TAKEN.0.load(Relaxed) & 1 << mine != 0;
+        std::thread::spawn(move || {
+            // Touched first, so dropped last.
+            LAST.set(Some(AtTheEnd(tell)));
+            TAKEN.0.fetch_or(1 << mine, Relaxed);
+            OWNED.with(|owned| owned.0.set(Some(mine)));
+            OWNS.set(true);
+            assert!(owns_slot() && taken());
+        })
+        .join()
+        .unwrap();
+        assert!(!hear.recv().unwrap() && !taken());
     }
 }

@@ -88,6 +88,7 @@ impl Parts for Timeout {
     type Classify = ByResult;
     type Again = Never;
     type Hold = UntilHeaders;
+    const TAKES: bool = false;
 
     #[inline]
     fn name(&self) -> &'static str {

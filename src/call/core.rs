@@ -1,6 +1,7 @@
 //! Admit and settle: what one call holds, and how each of it is given back exactly once.
 
 use std::{
+    cell::Cell,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -8,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Breaker, Holds, Parts, slot::Wait};
+use super::{Breaker, Holds, Parts, Turn, slot::Wait};
 use crate::{
     Reason, Rejection, Rule, Verdict,
     clock::{after, nanos, now},
@@ -38,7 +39,8 @@ impl Place {
     }
 }
 
-/// How a call came in.
+/// How a call came in. Of whole words, as a [`Rejection`] is: a result of either is not taken to pieces.
+#[repr(u64)]
 pub(super) enum Entry {
     Admitted,
     /// It waits for a permit; the breaker is asked again when it has one.
@@ -96,48 +98,71 @@ impl Default for Claims {
 }
 
 impl Claims {
-    /// Before the first attempt.
+    /// Before the first attempt. `false`: it comes [too late](Self::too_late).
     #[inline(always)]
-    pub(super) fn begin<P: Parts>(&mut self, parts: &P) -> Result<(), Rejection> {
+    pub(super) fn begin<P: Parts>(&mut self, parts: &P) -> bool {
         if P::SCOPED {
             self.ambient = Ambient::nested(parts.deadline());
             if parts.retry().is_some() {
                 self.ambient.attempt = 0;
             }
             if self.ambient.deadline.is_started() && is_past(self.ambient.deadline) {
-                let rejection = deadline_exceeded(parts.name(), None);
-                rejection.log();
-                return Err(rejection);
+                return false;
             }
         }
         if let Some(retry) = parts.retry() {
             retry.deposit(now);
         }
-        Ok(())
+        true
+    }
+
+    #[cold]
+    pub(super) fn too_late<P: Parts>(parts: &P) -> Rejection {
+        let rejection = deadline_exceeded(parts.name(), None);
+        rejection.log();
+        rejection
     }
 
     // ---------------------------------------------------------------- admit
 
+    /// Before each attempt.
     #[inline(always)]
-    pub(super) fn admit<P: Parts>(&mut self, parts: &P) -> Result<Entry, Rejection> {
+    pub(super) fn next_attempt<P: Parts>(&mut self, parts: &P) {
         if parts.retry().is_some() {
             self.ambient.attempt = self.ambient.attempt.saturating_add(1);
         }
+    }
+
+    /// Takes what is free to be taken; `false`: nothing, as not all of it is, and it is to be [asked for](Self::admit).
+    #[inline(always)]
+    pub(super) fn admit_at_once<P: Parts>(&mut self, parts: &P) -> bool {
+        if let Some(breaker) = parts.breaker() {
+            let Some(ticket) = breaker.admit() else { return false };
+            self.ticket = ticket;
+        }
+        if let Some(limit) = parts.limit() {
+            if !limit.try_acquire() {
+                return false;
+            }
+            self.place = Place::HELD;
+        }
+        self.owing = parts.breaker().is_some();
+        true
+    }
+
+    #[inline(always)]
+    pub(super) fn admit<P: Parts>(&mut self, parts: &P) -> Result<Entry, Rejection> {
         self.ask_breaker(parts)?;
         let Some(limit) = parts.limit() else { return Ok(Entry::Admitted) };
-        if limit.try_acquire() {
-            self.place = Place::HELD;
-            return Ok(Entry::Admitted);
-        }
         match limit.enqueue() {
-            Ok(None) => {
+            Ok(Turn::Now) => {
                 self.place = Place::HELD;
                 Ok(Entry::Admitted)
             }
-            Ok(Some(ticket)) => {
+            Ok(Turn::Later(ticket)) => {
                 // The circuit may open, or a probe be wanted, while this waits: ask again then.
                 self.settle_neutral(parts);
-                self.place = Place(ticket);
+                self.place = Place(ticket as u32);
                 Ok(Entry::Queued)
             }
             Err(rejection) => {
@@ -153,7 +178,13 @@ impl Claims {
         if let Some(breaker) = parts.breaker() {
             self.ticket = match breaker.admit() {
                 Some(ticket) => ticket,
-                None => breaker.admit_at(now()).inspect_err(Rejection::log)?,
+                None => match breaker.admit_at(now()) {
+                    Ok(ticket) => ticket,
+                    Err(rejection) => {
+                        rejection.log();
+                        return Err(rejection);
+                    }
+                },
             };
             self.owing = true;
         }
@@ -213,25 +244,28 @@ impl Claims {
 
     // ---------------------------------------------------------------- run
 
-    /// Gives back what is claimed if user code panics before there is a future to do so. To be forgotten after it.
+    /// What is current for user code that belongs to the attempt, and user code runs.
     #[inline(always)]
-    pub(super) fn unless_forgotten<P: Parts>(self, parts: &P) -> Core<&P> {
-        Core::new(parts, Claims { running: true, ..self })
+    pub(super) fn enter<P: Parts>(&mut self) -> Option<Scope> {
+        self.running = true;
+        P::SCOPED.then(|| Scope::enter(self.ambient))
+    }
+
+    /// After user code that was entered with `enter`, while its scope lasts.
+    #[inline(always)]
+    pub(super) fn called<P: Parts>(self) -> Self {
+        let ambient = if P::SCOPED { Ambient::current() } else { self.ambient };
+        Self { ambient, running: false, ..self }
     }
 
     /// Runs user code that belongs to the attempt.
     #[inline(always)]
     pub(super) fn run<P: Parts, R>(&mut self, parts: &P, code: impl FnOnce(&P, u32) -> R) -> R {
-        self.running = true;
-        let attempt = self.attempt();
-        let result = if P::SCOPED {
-            let scope = Scope::enter(self.ambient);
-            let result = code(parts, attempt);
+        let scope = self.enter::<P>();
+        let result = code(parts, self.attempt());
+        if let Some(scope) = scope {
             self.ambient = scope.exit();
-            result
-        } else {
-            code(parts, attempt)
-        };
+        }
         self.running = false;
         result
     }
@@ -361,8 +395,11 @@ impl Claims {
         if self.owing {
             self.owing = false;
             if let Some(breaker) = parts.breaker() {
-                let fast = matches!(verdict, Verdict::Success) && self.started.is_none();
-                if !(fast && breaker.succeed(self.ticket)) {
+                if matches!(verdict, Verdict::Success) && self.started.is_none() {
+                    if !breaker.succeed(self.ticket) {
+                        settle_with(breaker, self.ticket, None, Verdict::Success);
+                    }
+                } else {
                     settle_with(breaker, self.ticket, self.started, verdict);
                 }
             }
@@ -392,6 +429,18 @@ impl Claims {
         self.settle(parts, Verdict::Ignored);
     }
 
+    /// The call is dropped with something in hand.
+    #[cold]
+    #[inline(never)]
+    fn give_back<P: Parts>(&mut self, parts: &P) {
+        self.stop_sleeping(parts);
+        if self.running {
+            self.settle(parts, Verdict::TRANSIENT);
+        } else {
+            self.settle_cut_off(parts);
+        }
+    }
+
     #[inline(always)]
     pub(super) fn release<P: Parts>(&mut self, parts: &P) {
         if let Some(limit) = parts.limit() {
@@ -414,7 +463,7 @@ impl Claims {
             Limit::Attempt => {
                 let allowed = seconds(parts.timeout());
                 self.settle(parts, Verdict::TRANSIENT);
-                Rejection::new(name, Reason::Timeout, Rule::AttemptTimeout, elapsed, allowed)
+                Rejection::new(name, Rule::AttemptTimeout, elapsed, allowed)
             }
             Limit::Deadline => {
                 self.settle_cut_off(parts);
@@ -423,7 +472,7 @@ impl Claims {
             Limit::MaxWait => {
                 let allowed = seconds(parts.limit().and_then(|limit| limit.max_wait()));
                 self.settle_neutral(parts);
-                Rejection::new(name, Reason::Overloaded, Rule::MaxWait, elapsed, allowed)
+                Rejection::new(name, Rule::MaxWait, elapsed, allowed)
             }
         };
         rejection.log();
@@ -467,41 +516,103 @@ impl Claims {
 /// Claims on parts. Dropping it gives everything back: a panic is a failure, a cancellation falls under the cancel
 /// rule.
 pub(super) struct Core<H: Holds> {
-    parts: H,
+    /// `None`: there is nothing to give back.
+    held: Option<H>,
     pub(super) claims: Claims,
 }
 
 impl<H: Holds> Core<H> {
     #[inline(always)]
-    pub(super) fn new(parts: H, claims: Claims) -> Self {
-        Self { parts, claims }
+    pub(super) fn new(held: H, claims: Claims) -> Self {
+        Self { held: Some(held), claims }
     }
 
+    /// Of a call that was refused for good.
     #[inline(always)]
+    pub(super) fn empty(claims: Claims) -> Self {
+        Self { held: None, claims }
+    }
+
+    #[cfg(feature = "http")]
     pub(super) fn parts(&self) -> &H::Parts {
-        self.parts.parts()
+        let Some(held) = &self.held else { over() };
+        held.parts()
+    }
+
+    pub(super) fn name(&self) -> Option<&'static str> {
+        self.held.as_ref().map(|held| held.parts().name())
     }
 
     #[inline(always)]
     pub(super) fn split(&mut self) -> (&mut Claims, &H) {
-        (&mut self.claims, &self.parts)
+        let Some(held) = &self.held else { over() };
+        (&mut self.claims, held)
     }
 }
 
 impl<H: Holds> Drop for Core<H> {
     #[inline]
     fn drop(&mut self) {
-        let (claims, held) = self.split();
-        let parts = held.parts();
-        if claims.owing || claims.is_placed() {
-            claims.stop_sleeping(parts);
-            if claims.running {
-                claims.settle(parts, Verdict::TRANSIENT);
-            } else {
-                claims.settle_cut_off(parts);
+        if let Some(held) = &self.held {
+            if self.claims.owing || self.claims.is_placed() {
+                self.claims.give_back(held.parts());
             }
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn over() -> ! {
+    unreachable!("the parts stay for as long as the future does")
+}
+
+/// What holds the parts while there is no future yet that could, and gives back what is claimed if the service panics
+/// before there is one.
+pub(super) struct Admitted<H: Holds> {
+    held: Cell<Option<H>>,
+}
+
+/// See [`Admitted`]. Of the claims it has what was taken, in words that stay in registers.
+pub(super) struct OnPanic<'a, H: Holds> {
+    admitted: &'a Admitted<H>,
+    ticket: u64,
+    place: Place,
+    owing: bool,
+}
+
+impl<H: Holds> Admitted<H> {
+    #[inline(always)]
+    pub(super) fn new(held: H) -> Self {
+        Self { held: Cell::new(Some(held)) }
+    }
+
+    #[inline(always)]
+    pub(super) fn unless_taken(&self, claims: Claims) -> Option<OnPanic<'_, H>> {
+        let Claims { ticket, place, owing, .. } = claims;
+        H::Parts::TAKES.then(|| OnPanic { admitted: self, ticket, place, owing })
+    }
+
+    /// For the future.
+    #[inline(always)]
+    pub(super) fn take(&self, claims: Claims) -> Core<H> {
+        Core { held: self.held.take(), claims }
+    }
+}
+
+impl<H: Holds> Drop for OnPanic<'_, H> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(held) = self.admitted.held.take() {
+            panicked(held, self.ticket, self.place, self.owing);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn panicked<H: Holds>(held: H, ticket: u64, place: Place, owing: bool) {
+    drop(Core::new(held, Claims { ticket, place, owing, running: true, ..Claims::default() }));
 }
 
 // What follows takes what it needs by value; [`Claims`] says why.
@@ -545,5 +656,5 @@ pub(super) fn out_of_time(parts: &impl Parts) -> Rejection {
 #[cold]
 fn deadline_exceeded(name: &'static str, own: Option<Duration>) -> Rejection {
     let own = own.map_or(f32::NAN, |own| own.as_secs_f32());
-    Rejection::new(name, Reason::DeadlineExceeded, Rule::Deadline, f32::NAN, own)
+    Rejection::new(name, Rule::Deadline, f32::NAN, own)
 }

@@ -60,7 +60,9 @@ pub(super) enum State<F> {
     },
     /// Waiting to try again; the slot says until when.
     Backoff,
-    /// Refused or cut off; the slot says why.
+    /// Refused or cut off; the slot says why. It may be tried again.
+    Refused,
+    /// Refused for good.
     Rejected,
     Done,
 }
@@ -83,10 +85,17 @@ impl<A, F, H: Holds> ResponseFuture<A, F, H> {
         Self::new(State::Queued, core, Some(attempts))
     }
 
-    /// Was refused; `attempts`, if that may be tried again.
+    /// Was refused, which may be tried again.
     #[cold]
-    pub(super) fn rejected(core: Core<H>, attempts: Option<A>, rejection: Rejection) -> Self {
-        Self { slot: Slot::Rejection(rejection), ..Self::new(State::Rejected, core, attempts) }
+    pub(super) fn refused(core: Core<H>, attempts: Option<A>, rejection: Rejection) -> Self {
+        Self { state: State::Refused, core, slot: Slot::Rejection(rejection), attempts }
+    }
+
+    /// Was refused for good.
+    #[inline]
+    pub(super) fn rejected(rejection: Rejection) -> Self {
+        let core = Core::empty(Claims::default());
+        Self { state: State::Rejected, core, slot: Slot::Rejection(rejection), attempts: None }
     }
 }
 
@@ -101,15 +110,17 @@ where
 {
     type Output = Result<<A::Hold as Hold<T, H>>::Response, E>;
 
+    /// What nearly every call takes is inlined where it is polled; all else is out of line.
     #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let (claims, held) = this.core.split();
-        let parts = held.parts();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
+            let mut this = self.as_mut().project();
+            let mut pending = false;
             match this.state.as_mut().project() {
-                StateProj::Running { attempt } => match claims.run(parts, |_, _| attempt.poll(cx)) {
-                    Poll::Ready(outcome) => {
+                StateProj::Running { attempt } => {
+                    let (claims, held) = this.core.split();
+                    let parts = held.parts();
+                    if let Poll::Ready(outcome) = claims.run(parts, |_, _| attempt.poll(cx)) {
                         // A permit is held no longer than the work, and the work ends before its permit does.
                         claims.look(|| this.state.set(State::Done));
                         let lasts = <A::Hold as Hold<T, H>>::BEYOND && outcome.is_ok();
@@ -125,44 +136,79 @@ where
                                 if lasts {
                                     claims.settle_neutral(parts);
                                 }
-                                this.slot.as_mut().arm(wait);
-                                this.state.set(State::Backoff);
+                                back_off(this.state, this.slot, wait);
                             }
                         }
+                    } else {
+                        pending = true;
                     }
-                    Poll::Pending => {
-                        if let Some(wait) = claims.arm(parts) {
-                            this.slot.as_mut().arm(wait);
-                        }
-                        ready!(this.slot.as_mut().poll_elapsed(cx));
-                        // Dropping it is the cancellation, before anyone hears of it.
-                        this.state.set(State::Done);
-                        refuse(this.state.as_mut(), this.slot.as_mut(), claims.cut_off(parts));
+                }
+                StateProj::Rejected => {
+                    let Some(rejection) = this.slot.rejection() else { unreachable!("a rejected call has its reason") };
+                    this.state.set(State::Done);
+                    return Poll::Ready(E::reject(rejection).map(<A::Hold as Hold<T, H>>::bare));
+                }
+                _ => {}
+            }
+            match self.as_mut().advance(pending, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl<A, F, H, E> ResponseFuture<A, F, H>
+where
+    H: Holds,
+    A: Attempts<H::Parts, Future = F, Error = E>,
+{
+    /// From state to state, until an attempt runs or none ever will. The error is that of a service that does not get ready.
+    #[inline(never)]
+    fn advance(mut self: Pin<&mut Self>, mut pending: bool, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
+        assert!(!matches!(self.state, State::Done), "a response future was polled after completion");
+        loop {
+            let mut this = self.as_mut().project();
+            let (claims, held) = this.core.split();
+            let parts = held.parts();
+            match this.state.as_mut().project() {
+                StateProj::Running { .. } if std::mem::take(&mut pending) => {
+                    if let Some(wait) = claims.arm(parts) {
+                        this.slot.as_mut().arm(wait);
                     }
-                },
-                StateProj::Begin => match claims.begin(parts) {
-                    Ok(()) => this.state.set(State::Admit),
-                    Err(rejection) => refuse(this.state.as_mut(), this.slot.as_mut(), rejection),
-                },
-                StateProj::Admit => match claims.admit(parts) {
-                    Ok(Entry::Admitted) => this.state.set(State::Readying),
-                    Ok(Entry::Queued) => this.state.set(State::Queued),
-                    Err(rejection) => refuse(this.state.as_mut(), this.slot.as_mut(), rejection),
-                },
+                    ready!(this.slot.as_mut().poll_elapsed(cx));
+                    // Dropping it is the cancellation, before anyone hears of it.
+                    this.state.set(State::Done);
+                    refuse(this.state, this.slot, claims.cut_off(parts));
+                }
+                StateProj::Running { .. } | StateProj::Rejected | StateProj::Done => return Poll::Ready(Ok(())),
+                StateProj::Begin if claims.begin(parts) => this.state.set(State::Admit),
+                StateProj::Begin => refuse(this.state, this.slot, Claims::too_late(parts)),
+                StateProj::Admit => {
+                    claims.next_attempt(parts);
+                    if claims.admit_at_once(parts) {
+                        this.state.set(State::Readying);
+                        continue;
+                    }
+                    match claims.admit(parts) {
+                        Ok(Entry::Admitted) => this.state.set(State::Readying),
+                        Ok(Entry::Queued) => this.state.set(State::Queued),
+                        Err(rejection) => refuse(this.state, this.slot, rejection),
+                    }
+                }
                 StateProj::Queued => match claims.poll_queue(parts, cx) {
                     Poll::Ready(Ok(())) => {
                         this.slot.set(Slot::Empty);
                         this.state.set(State::Readying);
                     }
-                    Poll::Ready(Err(rejection)) => {
-                        refuse(this.state.as_mut(), this.slot.as_mut(), rejection);
-                    }
+                    Poll::Ready(Err(rejection)) => refuse(this.state, this.slot, rejection),
                     Poll::Pending => {
                         if let Some(wait) = claims.arm_queue(parts) {
                             this.slot.as_mut().arm(wait);
                         }
                         ready!(this.slot.as_mut().poll_elapsed(cx));
-                        refuse(this.state.as_mut(), this.slot.as_mut(), claims.cut_off(parts));
+                        refuse(this.state, this.slot, claims.cut_off(parts));
                     }
                 },
                 StateProj::Readying => {
@@ -182,7 +228,7 @@ where
                             }
                             ready!(this.slot.as_mut().poll_elapsed(cx));
                             attempts.leave(parts);
-                            refuse(this.state.as_mut(), this.slot.as_mut(), claims.cut_off(parts));
+                            refuse(this.state, this.slot, claims.cut_off(parts));
                         }
                     }
                 }
@@ -197,38 +243,35 @@ where
                             this.slot.set(Slot::Empty);
                             this.state.set(State::Admit);
                         }
-                        Err(rejection) => {
-                            refuse(this.state.as_mut(), this.slot.as_mut(), rejection);
-                        }
+                        Err(rejection) => refuse(this.state, this.slot, rejection),
                     }
                 }
-                StateProj::Rejected => {
-                    let Some(rejection) = this.slot.as_mut().rejection() else {
-                        unreachable!("a rejected call has its reason")
-                    };
-                    let again = claims.retries(parts, rejection.reason()).then(|| Hint::of(&rejection));
+                StateProj::Refused => {
+                    let rejection = this.slot.as_mut().rejection();
+                    let again = rejection.filter(|rejection| claims.retries(parts, rejection.reason()));
+                    let again = again.map(|rejection| Hint::of(&rejection));
                     match again.and_then(|hint| go_on(claims, parts, this.attempts, hint)) {
-                        Some(wait) => {
-                            this.slot.as_mut().arm(wait);
-                            this.state.set(State::Backoff);
-                        }
-                        None => {
-                            this.state.set(State::Done);
-                            return Poll::Ready(E::reject(rejection).map(|res| A::hold(parts).bare(res)));
-                        }
+                        Some(wait) => back_off(this.state, this.slot, wait),
+                        None => this.state.set(State::Rejected),
                     }
                 }
-                StateProj::Done => panic!("a response future was polled after completion"),
             }
         }
     }
+}
+
+/// Waits, to try again.
+#[cold]
+fn back_off<F>(mut state: Pin<&mut State<F>>, slot: Pin<&mut Slot>, wait: Wait) {
+    slot.arm(wait);
+    state.set(State::Backoff);
 }
 
 /// Ends the call, unless it is tried again: the reason goes into the slot, where the timer was.
 #[cold]
 fn refuse<F>(mut state: Pin<&mut State<F>>, mut slot: Pin<&mut Slot>, rejection: Rejection) {
     slot.set(Slot::Rejection(rejection));
-    state.set(State::Rejected);
+    state.set(State::Refused);
 }
 
 /// What an outcome says.
@@ -322,12 +365,9 @@ impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {
             State::Readying => "readying",
             State::Running { .. } => "running",
             State::Backoff => "backoff",
-            State::Rejected => "rejected",
+            State::Refused | State::Rejected => "rejected",
             State::Done => "done",
         };
-        f.debug_struct("ResponseFuture")
-            .field("name", &self.core.parts().name())
-            .field("state", &state)
-            .finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").field("name", &self.core.name()).field("state", &state).finish_non_exhaustive()
     }
 }

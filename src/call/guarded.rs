@@ -1,6 +1,7 @@
 //! The one layer and the one service of this crate.
 
 use std::{
+    cell::Cell,
     fmt,
     future::{Future, poll_fn},
     task::{Context, Poll},
@@ -9,14 +10,14 @@ use std::{
 use tower::{Layer, Service};
 
 use super::{
-    For, Handle, Holds, Parts, ResponseFuture,
+    For, Handle, Holds, Near, Parts, ResponseFuture,
     attempts::{Again, Resend},
-    core::{Claims, Core, Entry},
+    core::{Admitted, Claims, Core, Entry},
     future::State,
     hold::Hold,
     slot::Slot,
 };
-use crate::{Classify, Reason, Reject, Rejection, Rule};
+use crate::{Classify, Reject, Rejection, Rule};
 
 /// The layer of every pattern: `H` says which. Made by `layer()` of a handle, such as
 /// [`CircuitBreaker::layer`](crate::CircuitBreaker::layer).
@@ -142,7 +143,7 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         if self.handle.poll_ready(cx).is_pending() {
             // Nobody is called while this waits, so nothing stays reserved below.
-            self.unready::<Req>();
+            unready::<S, Req, AgainOf<H>>(&mut self.inner);
             return Poll::Pending;
         }
         self.inner.poll_ready(cx)
@@ -150,83 +151,114 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let held = self.handle.local(&req);
-        let parts = held.parts();
+        let near = self.handle.near(&req);
+        let parts = near.parts();
         let mut claims = Claims::default();
-        match claims.begin(parts).and_then(|()| claims.admit(parts)) {
-            Ok(Entry::Admitted) => {
-                let on_panic = claims.unless_forgotten(parts);
-                let copy = if claims.is_last(parts) { None } else { parts.again().repeat(&req) };
-                let attempts = copy.and_then(|req| {
-                    let service = <AgainOf<H> as Again<S, Req>>::fresh(&self.inner)?;
-                    Some(Resend { service, req: Some(req) })
-                });
-                // Wrapped where it is made, so that it is made in its final place: moving it costs as much as all
-                // that is done with it.
-                let state = State::Running { attempt: claims.run(parts, |_, _| self.inner.call(req)) };
-                std::mem::forget(on_panic);
-                ResponseFuture { state, core: Core::new(held, claims), slot: Slot::Empty, attempts }
-            }
-            Ok(Entry::Queued) => self.queued(Core::new(held, claims), req),
-            Err(rejection) => self.rejected(Core::new(held, claims), req, rejection),
+        let in_time = claims.begin(parts);
+        claims.next_attempt(parts);
+        if in_time && claims.admit_at_once(parts) {
+            admitted(&mut self.inner, req, near, claims)
+        } else {
+            asked(&mut self.inner, req, near, claims, in_time)
         }
     }
 }
 
-/// The future of a [`Guarded`].
-type FutureOf<S, Req, H> = ResponseFuture<Resend<S, Req>, <S as Service<Req>>::Future, <H as Handle>::Local>;
+type PartsBy<N> = <<N as Near>::Local as Holds>::Parts;
+/// What a [`Guarded`] does with a request that passes through `N`.
+type FutureBy<S, Req, N> = ResponseFuture<Resend<S, Req>, <S as Service<Req>>::Future, <N as Near>::Local>;
 
-impl<S, H: Handle> Guarded<S, H> {
-    #[cold]
-    fn queued<Req>(&mut self, core: Core<H::Local>, req: Req) -> FutureOf<S, Req, H>
-    where
-        S: Service<Req>,
-        AgainOf<H>: Again<S, Req>,
-    {
-        match self.later(req) {
-            Some(attempts) => ResponseFuture::queued(core, attempts),
+#[inline]
+fn admitted<S, Req, N>(inner: &mut S, req: Req, near: N, mut claims: Claims) -> FutureBy<S, Req, N>
+where
+    S: Service<Req>,
+    N: Near,
+    <PartsBy<N> as Parts>::Again: Again<S, Req>,
+{
+    let parts = near.parts();
+    let copy = if claims.is_last(parts) { None } else { parts.again().repeat(&req) };
+    let attempts = Cell::new(copy.and_then(|req| {
+        let service = <<PartsBy<N> as Parts>::Again as Again<S, Req>>::fresh(inner)?;
+        Some(Resend { service, req: Some(req) })
+    }));
+    let _scope = claims.enter::<PartsBy<N>>();
+    let admitted = Admitted::new(near.local());
+    let _on_panic = admitted.unless_taken(claims);
+    running(inner, req, &admitted, claims, &attempts)
+}
+
+/// What cannot be admitted at once. A future that is refused for good holds nothing.
+#[cold]
+#[inline(never)]
+fn asked<S, Req, N>(inner: &mut S, req: Req, near: N, mut claims: Claims, in_time: bool) -> FutureBy<S, Req, N>
+where
+    S: Service<Req>,
+    N: Near,
+    <PartsBy<N> as Parts>::Again: Again<S, Req>,
+{
+    let parts = near.parts();
+    let entry = if in_time { claims.admit(parts) } else { Err(Claims::too_late(parts)) };
+    match entry {
+        Ok(Entry::Admitted) => admitted(inner, req, near, claims),
+        Ok(Entry::Queued) => match later::<S, Req, N>(inner, req) {
+            Some(attempts) => ResponseFuture::queued(Core::new(near.local(), claims), attempts),
             // No layer of ours has a queue and no way to call later; if one had, it would be full.
             None => {
-                let name = core.parts().name();
-                let full = Rejection::new(name, Reason::Overloaded, Rule::QueueFull, f32::NAN, f32::NAN);
-                ResponseFuture::rejected(core, None, full)
+                let full = Rejection::new(parts.name(), Rule::QueueFull, f32::NAN, f32::NAN);
+                drop(Core::new(near.local(), claims));
+                ResponseFuture::rejected(full)
             }
+        },
+        Err(rejection) if claims.retries(parts, rejection.reason()) => {
+            let attempts = later::<S, Req, N>(inner, req);
+            ResponseFuture::refused(Core::new(near.local(), claims), attempts, rejection)
+        }
+        Err(rejection) => {
+            unready::<S, Req, <PartsBy<N> as Parts>::Again>(inner);
+            ResponseFuture::rejected(rejection)
         }
     }
+}
 
-    #[cold]
-    fn rejected<Req>(&mut self, core: Core<H::Local>, req: Req, rejection: Rejection) -> FutureOf<S, Req, H>
-    where
-        S: Service<Req>,
-        AgainOf<H>: Again<S, Req>,
-    {
-        let attempts = if core.claims.retries(core.parts(), rejection.reason()) {
-            self.later(req)
-        } else {
-            self.unready::<Req>();
-            None
-        };
-        ResponseFuture::rejected(core, attempts, rejection)
+/// Gives back the readiness that `inner` has reserved, and prepares to call a fresh clone later.
+fn later<S, Req, N: Near>(inner: &mut S, req: Req) -> Option<Resend<S, Req>>
+where
+    <PartsBy<N> as Parts>::Again: Again<S, Req>,
+{
+    unready::<S, Req, <PartsBy<N> as Parts>::Again>(inner);
+    let service = <<PartsBy<N> as Parts>::Again as Again<S, Req>>::fresh(inner)?;
+    Some(Resend { service, req: Some(req) })
+}
+
+/// Gives back the readiness that `inner` has reserved.
+fn unready<S, Req, A: Again<S, Req>>(inner: &mut S) {
+    if let Some(fresh) = A::fresh(inner) {
+        *inner = fresh;
     }
+}
 
-    /// Gives back the readiness that `self.inner` has reserved, and prepares to call a fresh clone later.
-    fn later<Req>(&mut self, req: Req) -> Option<Resend<S, Req>>
-    where
-        AgainOf<H>: Again<S, Req>,
-    {
-        self.unready::<Req>();
-        let service = <AgainOf<H> as Again<S, Req>>::fresh(&self.inner)?;
-        Some(Resend { service, req: Some(req) })
-    }
-
-    /// Gives back the readiness that `self.inner` has reserved.
-    fn unready<Req>(&mut self)
-    where
-        AgainOf<H>: Again<S, Req>,
-    {
-        if let Some(fresh) = <AgainOf<H> as Again<S, Req>>::fresh(&self.inner) {
-            self.inner = fresh;
-        }
+/// Calls the service, and makes the future of the call around it.
+///
+/// It owns nothing that would have to be dropped if the service panics; whoever calls it does. So the service writes its
+/// future to where it stays: one that is written and moved at once makes the processor wait for longer than all the rest
+/// of a call takes.
+#[inline]
+fn running<S, Req, H>(
+    inner: &mut S,
+    req: Req,
+    admitted: &Admitted<H>,
+    claims: Claims,
+    attempts: &Cell<Option<Resend<S, Req>>>,
+) -> ResponseFuture<Resend<S, Req>, S::Future, H>
+where
+    S: Service<Req>,
+    H: Holds,
+{
+    ResponseFuture {
+        state: State::Running { attempt: inner.call(req) },
+        core: admitted.take(claims.called::<H::Parts>()),
+        slot: Slot::Empty,
+        attempts: attempts.take(),
     }
 }
 

@@ -18,7 +18,7 @@ pub trait Hold<Res, H> {
     const BEYOND: bool;
 
     /// The response of a call that has nothing.
-    fn bare(&self, res: Res) -> Self::Response;
+    fn bare(res: Res) -> Self::Response;
 
     /// The response of a call that may have something left.
     fn hold(&self, res: Res, ending: Ending<'_, H>) -> Self::Response;
@@ -44,7 +44,7 @@ impl<Res, H> Hold<Res, H> for UntilHeaders {
     const BEYOND: bool = false;
 
     #[inline(always)]
-    fn bare(&self, res: Res) -> Res {
+    fn bare(res: Res) -> Res {
         res
     }
 

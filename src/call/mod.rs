@@ -36,7 +36,12 @@ pub use hold::{Ending, Hold};
 #[cfg(feature = "http")]
 pub use rest::{BodyLimit, Rest};
 
-use crate::{circuit_breaker::Shared as Breaker, concurrency_limit::Shared as Limit, retry::Retry, spread::Spread};
+use crate::{
+    circuit_breaker::Shared as Breaker,
+    concurrency_limit::{Shared as Limit, Turn},
+    retry::Retry,
+    spread::Spread,
+};
 
 /// What a call passes through. Parts that a pattern does not have are `None` at compile time.
 pub trait Parts {
@@ -49,6 +54,9 @@ pub trait Parts {
 
     /// Whether the inner service sees a deadline or an attempt number of ours.
     const SCOPED: bool = false;
+
+    /// Whether a call takes anything that it has to give back.
+    const TAKES: bool = true;
 
     /// Who says no.
     fn name(&self) -> &'static str;
@@ -117,10 +125,27 @@ pub trait Handle: Clone {
     }
 }
 
-/// What calls of a request hold.
+/// What calls of a request pass through.
 pub trait For<Req>: Handle {
+    /// Borrowed, where that will do: a call that is refused holds nothing.
+    type Near<'a>: Near<Local = Self::Local>
+    where
+        Self: 'a;
+
     /// For one call.
-    fn local(&mut self, req: &Req) -> Self::Local;
+    fn near(&mut self, req: &Req) -> Self::Near<'_>;
+}
+
+/// The parts of a call that is being made, before there is a future that could hold them.
+pub trait Near {
+    /// What the future holds.
+    type Local: Holds;
+
+    /// The parts.
+    fn parts(&self) -> &<Self::Local as Holds>::Parts;
+
+    /// For the future.
+    fn local(self) -> Self::Local;
 }
 
 impl<P: Parts> Holds for Spread<P> {
@@ -137,9 +162,28 @@ impl<P: Parts> Handle for Spread<P> {
 }
 
 impl<P: Parts, Req> For<Req> for Spread<P> {
+    type Near<'a>
+        = &'a Self
+    where
+        Self: 'a;
+
     #[inline]
-    fn local(&mut self, _: &Req) -> Self {
-        Spread::local(self)
+    fn near(&mut self, _: &Req) -> &Self {
+        self.here()
+    }
+}
+
+impl<P: Parts> Near for &Spread<P> {
+    type Local = Spread<P>;
+
+    #[inline]
+    fn parts(&self) -> &P {
+        self
+    }
+
+    #[inline]
+    fn local(self) -> Spread<P> {
+        self.beside()
     }
 }
 
@@ -170,8 +214,45 @@ impl<P: Parts + Copy> Handle for Inline<P> {
 }
 
 impl<P: Parts + Copy, Req> For<Req> for Inline<P> {
+    type Near<'a>
+        = &'a Self
+    where
+        Self: 'a;
+
     #[inline]
-    fn local(&mut self, _: &Req) -> Self {
+    fn near(&mut self, _: &Req) -> &Self {
+        self
+    }
+}
+
+impl<P: Parts + Copy> Near for &Inline<P> {
+    type Local = Inline<P>;
+
+    #[inline]
+    fn parts(&self) -> &P {
+        &self.0
+    }
+
+    #[inline]
+    fn local(self) -> Inline<P> {
         *self
+    }
+}
+
+/// Parts that were looked for, and are the call's own.
+#[derive(Debug)]
+pub struct Owned<L>(pub(crate) L);
+
+impl<L: Holds> Near for Owned<L> {
+    type Local = L;
+
+    #[inline]
+    fn parts(&self) -> &L::Parts {
+        self.0.parts()
+    }
+
+    #[inline]
+    fn local(self) -> L {
+        self.0
     }
 }

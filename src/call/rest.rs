@@ -8,7 +8,7 @@ use super::{
     BodyTimes, Breaker, Ending, Holds, Parts,
     core::{Claims, Core, cut_off_verdict, out_of_time},
 };
-use crate::{Reason, Rejection, Rule, Verdict, clock};
+use crate::{Rejection, Rule, Verdict, clock};
 
 impl<H: Holds + Clone> Ending<'_, H> {
     /// Takes over what is left.
@@ -157,6 +157,6 @@ impl Claims {
     fn time_out<P: Parts>(&mut self, parts: &P, rule: Rule, allowed: Option<Duration>) -> Rejection {
         self.settle(parts, Verdict::TRANSIENT);
         let allowed = allowed.map_or(f32::NAN, |time| time.as_secs_f32());
-        Rejection::new(parts.name(), Reason::Timeout, rule, f32::NAN, allowed)
+        Rejection::new(parts.name(), rule, f32::NAN, allowed)
     }
 }

@@ -320,9 +320,14 @@ impl<C> Handle for Gate<C> {
 }
 
 impl<C, Req> For<Req> for Gate<C> {
+    type Near<'a>
+        = &'a Self::Local
+    where
+        Self: 'a;
+
     #[inline]
-    fn local(&mut self, _: &Req) -> Self::Local {
-        self.spread.local()
+    fn near(&mut self, _: &Req) -> &Self::Local {
+        self.spread.here()
     }
 }
 

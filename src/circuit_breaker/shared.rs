@@ -143,33 +143,33 @@ impl Shared {
     }
 
     /// A ticket, or why not.
-    #[cold]
+    #[inline(always)]
     pub(crate) fn admit_at(&self, now: Instant) -> Result<Word, Rejection> {
         let nanos = since(self.base, now);
         let seen = self.read();
-        if seen.word & ASK == 0 {
-            return Ok(seen.word);
-        }
         let refused = match state_of(seen.word) {
             State::ForcedOpen => true,
             State::Open => nanos < seen.until,
-            _ => nanos < seen.until && seen.free_probes == 0,
+            State::HalfOpen => nanos < seen.until && seen.free_probes == 0,
+            _ => return Ok(seen.word),
         };
-        if !refused {
-            let unit = self.random.unit();
-            let (admitted, word) = self.with_machine(nanos, |machine, settings| machine.admit(settings, nanos, unit));
-            if admitted {
-                return Ok(word);
-            }
-            return Err(self.refusal(nanos, self.read()));
-        }
-        Err(self.refusal(nanos, seen))
+        if refused { Err(self.refusal(nanos, seen)) } else { self.ask_machine(nanos) }
+    }
+
+    /// There seems to be room for a probe.
+    #[cold]
+    #[inline(never)]
+    fn ask_machine(&self, nanos: u64) -> Result<Word, Rejection> {
+        let unit = self.random.unit();
+        let (admitted, word) = self.with_machine(nanos, |machine, settings| machine.admit(settings, nanos, unit));
+        if admitted { Ok(word) } else { Err(self.refusal(nanos, self.read())) }
     }
 
     /// Builds the rejection. Takes no lock.
+    #[inline(always)]
     fn refusal(&self, nanos: u64, Published { word, until, cause, .. }: Published) -> Rejection {
         self.rejected[spread::slot()].0.fetch_add(1, Relaxed);
-        let wait = Some(Duration::from_nanos(until.saturating_sub(nanos)));
+        let wait = Some(until.saturating_sub(nanos));
         let (rule, measured, retry_after) = match state_of(word) {
             State::HalfOpen => (Rule::ProbesOut, self.settings.probes as f32, wait),
             State::ForcedOpen => (Rule::Forced, f32::NAN, None),
@@ -179,6 +179,7 @@ impl Shared {
         Rejection::circuit_open(self.settings.name, rule, measured, threshold, retry_after)
     }
 
+    #[inline]
     fn threshold(&self, rule: Rule) -> f32 {
         let settings = &self.settings;
         let threshold = match rule {
@@ -259,7 +260,7 @@ impl Shared {
             return false; // A probe.
         }
         let counted = self.window.succeed_untimed(ticket >> 8);
-        if counted {
+        if counted && self.consecutive.0.load(Relaxed) & 0xffff_ffff != 0 {
             self.end_streak(ticket);
         }
         counted
@@ -319,7 +320,6 @@ impl Shared {
     }
 
     /// One word for all threads, but a success writes it only to end a streak.
-    #[inline]
     fn end_streak(&self, ticket: Word) -> u32 {
         let streak = self.consecutive.0.load(Relaxed);
         if streak & 0xffff_ffff != 0 {
@@ -401,13 +401,25 @@ impl Shared {
     }
 
     /// The words as one.
+    #[inline]
     fn read(&self) -> Published {
+        self.try_read().unwrap_or_else(|| self.read_patiently())
+    }
+
+    #[inline]
+    fn try_read(&self) -> Option<Published> {
+        let sequence = self.sequence.load(Acquire);
+        let published = self.read_loosely();
+        // Keeps the second look from coming before the loads above.
+        fence(Acquire);
+        (sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence).then_some(published)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_patiently(&self) -> Published {
         for _ in 0..16 {
-            let sequence = self.sequence.load(Acquire);
-            let published = self.read_loosely();
-            // Keeps the second look from coming before the loads above.
-            fence(Acquire);
-            if sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence {
+            if let Some(published) = self.try_read() {
                 return published;
             }
             std::hint::spin_loop();
@@ -417,6 +429,7 @@ impl Shared {
         self.read_loosely()
     }
 
+    #[inline]
     fn read_loosely(&self) -> Published {
         Published {
             word: self.word.load(Relaxed),

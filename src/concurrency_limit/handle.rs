@@ -9,9 +9,9 @@ use std::{
 
 use tokio::time::timeout_at;
 
-use super::{ConcurrencyLimitBuilder, Shared};
+use super::{ConcurrencyLimitBuilder, Shared, Turn};
 use crate::{
-    ByResult, Deadline, Error, Reason, Reject, Rejection, Rule,
+    ByResult, Deadline, Error, Reject, Rejection, Rule,
     call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
     clock::{after, now},
     spread::Spread,
@@ -84,7 +84,8 @@ impl ConcurrencyLimit {
         if self.shared.try_acquire() {
             return Ok(self.permit());
         }
-        let Some(ticket) = self.shared.enqueue().inspect_err(Rejection::log)? else { return Ok(self.permit()) };
+        let Turn::Later(ticket) = self.shared.enqueue().inspect_err(Rejection::log)? else { return Ok(self.permit()) };
+        let ticket = ticket as u32;
         let mut place = Place { shared: &self.shared, ticket: Some(ticket) };
         let granted = poll_fn(|cx| self.shared.poll_queued(ticket, cx));
         let began = now();
@@ -109,10 +110,10 @@ impl ConcurrencyLimit {
     fn gave_up(&self, by_deadline: bool, waited: f32) -> Rejection {
         let name = self.shared.name();
         if by_deadline {
-            Rejection::new(name, Reason::DeadlineExceeded, Rule::Deadline, f32::NAN, f32::NAN)
+            Rejection::new(name, Rule::Deadline, f32::NAN, f32::NAN)
         } else {
             let longest = self.shared.max_wait().map_or(f32::NAN, |wait| wait.as_secs_f32());
-            Rejection::new(name, Reason::Overloaded, Rule::MaxWait, waited, longest)
+            Rejection::new(name, Rule::MaxWait, waited, longest)
         }
     }
 

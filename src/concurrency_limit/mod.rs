@@ -15,3 +15,4 @@ mod shared;
 pub use config::ConcurrencyLimitBuilder;
 pub use handle::{ConcurrencyLimit, ConcurrencyLimitLayer, ConcurrencyLimitService, LimitParts, Permit};
 pub use shared::Shared;
+pub(crate) use shared::Turn;

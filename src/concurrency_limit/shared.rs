@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::config::MOST;
-use crate::{Reason, Rejection, Rule, queue::Queue, shutdown, spread::Padded};
+use crate::{Rejection, Rule, queue::Queue, shutdown, spread::Padded};
 
 /// The state of a concurrency limit.
 pub struct Shared {
@@ -28,6 +28,15 @@ pub struct Shared {
     name: &'static str,
     queue: Mutex<Queue<Waiter>>,
     shutdown: Option<shutdown::Handle>,
+}
+
+/// Who is not refused. Of whole words, as a [`Rejection`] is: a result of either is not taken to pieces.
+#[repr(u64)]
+pub(crate) enum Turn {
+    /// With a permit.
+    Now,
+    /// In the queue, under this number.
+    Later(u64),
 }
 
 enum Waiter {
@@ -83,10 +92,12 @@ impl Shared {
         self.max_wait
     }
 
+    #[inline]
     pub(super) fn max_in_flight(&self) -> usize {
         self.max_in_flight.load(Relaxed) as usize
     }
 
+    #[inline]
     pub(super) fn in_flight(&self) -> usize {
         in_flight(self.word.0.load(Relaxed)) as usize
     }
@@ -114,16 +125,23 @@ impl Shared {
         false
     }
 
-    /// Takes a permit (`None`) or a place in the queue (`Some`), or tells why not.
-    #[cold]
-    pub(crate) fn enqueue(&self) -> Result<Option<u32>, Rejection> {
-        if self.is_draining() {
-            return if self.try_acquire() { Ok(None) } else { Err(Rejection::draining(self.name)) };
+    /// Takes a permit or a place in the queue, or tells why not.
+    #[inline(always)]
+    pub(crate) fn enqueue(&self) -> Result<Turn, Rejection> {
+        let draining = self.is_draining();
+        if !draining && waiting(self.word.0.load(Relaxed)) < self.max_queue {
+            return self.wait_in_line();
         }
         // Refusing takes no lock.
-        if waiting(self.word.0.load(Relaxed)) >= self.max_queue {
-            return if self.try_acquire() { Ok(None) } else { Err(self.refusal()) };
+        if self.try_acquire() {
+            return Ok(Turn::Now);
         }
+        Err(if draining { Rejection::draining(self.name) } else { self.refusal() })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_in_line(&self) -> Result<Turn, Rejection> {
         let mut queue = self.lock();
         let mut word = self.word.0.load(Relaxed);
         loop {
@@ -134,19 +152,21 @@ impl Shared {
                 false => return Err(self.refusal()),
             };
             match self.word.0.compare_exchange_weak(word, next, Acquire, Relaxed) {
-                Ok(_) if room => return Ok(None),
+                Ok(_) if room => return Ok(Turn::Now),
                 // Whoever gives a permit back from now on sees that somebody waits, and takes the lock that we hold.
-                Ok(_) => return Ok(Some(queue.push_back(Waiter::Waiting(None)))),
+                Ok(_) => return Ok(Turn::Later(queue.push_back(Waiter::Waiting(None)).into())),
                 Err(seen) => word = seen,
             }
         }
     }
 
     /// Whether nothing waits any more.
+    #[inline]
     fn is_draining(&self) -> bool {
         self.shutdown.as_ref().is_some_and(shutdown::Handle::is_draining)
     }
 
+    #[inline]
     fn refusal(&self) -> Rejection {
         match self.max_queue {
             0 => self.limit_reached(),
@@ -155,12 +175,14 @@ impl Shared {
     }
 
     /// For whoever does not wait.
+    #[inline]
     pub(super) fn limit_reached(&self) -> Rejection {
         self.overloaded(Rule::LimitReached, self.in_flight(), self.max_in_flight())
     }
 
+    #[inline]
     fn overloaded(&self, rule: Rule, measured: usize, threshold: usize) -> Rejection {
-        Rejection::new(self.name, Reason::Overloaded, rule, measured as f32, threshold as f32)
+        Rejection::new(self.name, rule, measured as f32, threshold as f32)
     }
 
     /// Ready once the permit is there, or nothing waits any more; the place in the queue is given up then.

@@ -108,7 +108,7 @@ impl<B: Body, H: Holds + Clone, T: Trailers> Hold<Response<B>, H> for UntilBody<
     type Response = Response<Held<B, Tail<H, T>>>;
     const BEYOND: bool = true;
 
-    fn bare(&self, res: Response<B>) -> Self::Response {
+    fn bare(res: Response<B>) -> Self::Response {
         res.map(|body| Held::new(body, None))
     }
 
@@ -150,7 +150,7 @@ where
     type Response = reqwest::Response;
     const BEYOND: bool = true;
 
-    fn bare(&self, res: reqwest::Response) -> reqwest::Response {
+    fn bare(res: reqwest::Response) -> reqwest::Response {
         res
     }
 

@@ -3,7 +3,7 @@
 use std::{fmt, hash::Hash};
 
 use super::{Keyed, PerKey};
-use crate::call::{For, Guard, Guarded, Handle};
+use crate::call::{For, Guard, Guarded, Handle, Owned};
 
 impl<K: Hash + Eq, H: PerKey> Keyed<K, H> {
     /// As a tower layer: each request passes the handle of the key that `key_of` tells. `http::ByStatus` and other
@@ -61,8 +61,13 @@ impl<K, H: PerKey, F: Clone> Handle for ByKey<K, H, F> {
 }
 
 impl<K: Hash + Eq, H: PerKey, F: Fn(&Req) -> K + Clone, Req> For<Req> for ByKey<K, H, F> {
+    type Near<'a>
+        = Owned<H::Local>
+    where
+        Self: 'a;
+
     #[inline]
-    fn local(&mut self, req: &Req) -> H::Local {
-        self.keyed.get_owned((self.key_of)(req)).into_local()
+    fn near(&mut self, req: &Req) -> Owned<H::Local> {
+        Owned(self.keyed.get_owned((self.key_of)(req)).into_local())
     }
 }

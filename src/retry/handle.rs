@@ -188,6 +188,7 @@ impl<R: Borrow<Retry>, C, P> Parts for RetryParts<R, Kind<C, P>> {
     type Again = Repeating<P>;
     type Hold = UntilHeaders;
     const SCOPED: bool = true;
+    const TAKES: bool = false;
 
     #[inline]
     fn name(&self) -> &'static str {

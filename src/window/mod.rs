@@ -4,6 +4,7 @@
 //! weighed. They belong to one *generation* at a time: a record of an earlier one changes nothing.
 
 mod count;
+mod tally;
 mod time;
 
 pub(crate) use count::{CountWindow, MAX_SIZE};

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::Totals;
+use super::{Totals, tally::Tally};
 use crate::{clock, spread};
 
 /// The span slides in tenths.
@@ -43,8 +43,7 @@ pub(crate) struct TimeWindow {
 struct Shard {
     /// `tag: 16 | successes: 24 | failures: 24`
     outcomes: [AtomicU64; BUCKETS],
-    /// `generation: 32 | successes: 32` that wait for a bucket.
-    untimed: AtomicU64,
+    untimed: Tally,
     /// `tag: 16 | unused: 24 | slow calls: 24`
     slow: [AtomicU64; BUCKETS],
 }
@@ -91,30 +90,14 @@ impl TimeWindow {
 
     #[inline]
     fn shard(&self) -> &Shard {
-        &self.shards[spread::slot() & (self.shards.len() - 1)]
+        &self.shards[spread::slot()]
     }
 
     /// Counts a success for which no clock was read. `false`: not counted, as enough of them wait for a bucket;
     /// [`record`](Self::record) it instead.
     #[inline]
     pub(crate) fn tally(&self, generation: u64) -> bool {
-        let untimed = &self.shard().untimed;
-        let mut word = untimed.load(Relaxed);
-        loop {
-            let ahead = ((word >> 32) as u32).wrapping_sub(generation as u32) as i32;
-            let waiting = match ahead {
-                0 => word & 0xffff_ffff,
-                1.. => return true, // A late result moves nothing.
-                _ => 0,
-            };
-            if waiting + 1 >= self.untimed {
-                return false;
-            }
-            match untimed.compare_exchange_weak(word, generation << 32 | (waiting + 1), Relaxed, Relaxed) {
-                Ok(_) => return true,
-                Err(seen) => word = seen,
-            }
-        }
+        self.shard().untimed.count(spread::owns_slot(), generation, self.untimed)
     }
 
     /// Counts an outcome at `now`, with the successes of this shard that waited for a bucket.
@@ -159,7 +142,7 @@ impl TimeWindow {
             self.clear(bucket, generation);
         }
         for shard in &self.shards {
-            shard.untimed.store(generation << 32, Relaxed);
+            shard.untimed.reset(generation);
         }
     }
 
@@ -209,13 +192,9 @@ impl TimeWindow {
 impl Shard {
     /// Moves the successes that wait for a bucket into this one.
     fn fold(&self, tag: Tag, index: usize, generation: u64) {
-        let word = self.untimed.load(Relaxed);
-        if word >> 32 == generation & 0xffff_ffff && word & 0xffff_ffff != 0 {
-            let word = self.untimed.swap(generation << 32, Relaxed);
-            // Another generation's are dropped by the swap, as they should be.
-            if word >> 32 == generation & 0xffff_ffff {
-                add(&self.outcomes[index], tag, (word & 0xffff_ffff) * SUCCESS);
-            }
+        let waited = self.untimed.take(generation);
+        if waited != 0 {
+            add(&self.outcomes[index], tag, waited * SUCCESS);
         }
     }
 }

@@ -13,7 +13,7 @@ use pin_project::pin_project;
 use tower::{Layer, Service};
 
 use super::{GRPC_TIMEOUT, HasHeaders, format_grpc, format_millis, parse_grpc, parse_millis, shortest};
-use crate::{Deadline, Outcome, Reason, Reject, Rejection, Rule, call::send};
+use crate::{Deadline, Outcome, Reject, Rejection, Rule, call::send};
 
 /// For clients: tells the server how much time is left, as the [current](Deadline::current) deadline has it.
 ///
@@ -187,7 +187,7 @@ where
 }
 
 fn too_late(name: &'static str) -> Rejection {
-    Rejection::new(name, Reason::DeadlineExceeded, Rule::Deadline, f32::NAN, f32::NAN)
+    Rejection::new(name, Rule::Deadline, f32::NAN, f32::NAN)
 }
 
 /// The future of [`WriteDeadlineService`]. Dropping it drops the call.
