@@ -1,6 +1,7 @@
 //! The services that are guarded: one that answers at once, and one that is pending once.
 
 use std::{
+    fmt,
     future::{Future, Ready, ready},
     hint::black_box,
     marker::PhantomData,
@@ -8,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tower::Service;
+use tower::{BoxError, Service};
 
 /// What a subject guards. Its error is whatever the subject's library asks for; it never occurs.
 pub trait Inner<E>:
@@ -107,3 +108,34 @@ impl<E> Future for OncePending<E> {
         Poll::Pending
     }
 }
+
+/// Answers even requests at once, and fails those that are odd.
+#[derive(Clone, Copy)]
+pub struct FailsOdd;
+
+impl Service<u64> for FailsOdd {
+    type Response = u64;
+    type Error = BoxError;
+    type Future = Ready<Result<u64, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    #[inline(never)]
+    fn call(&mut self, req: u64) -> Self::Future {
+        ready(if black_box(req).is_multiple_of(2) { Ok(req) } else { Err(Box::new(Failed)) })
+    }
+}
+
+/// Of no size, so that boxing it allocates nothing.
+#[derive(Debug)]
+struct Failed;
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("failed")
+    }
+}
+
+impl std::error::Error for Failed {}

@@ -17,18 +17,12 @@ const LIBRARIES: [&str; 10] = [
     "governor",
 ];
 
-/// A paragraph for under the table.
-pub fn described(rounds: usize) -> String {
+/// A paragraph for under a table.
+pub fn described() -> String {
     let today = jiff::Timestamp::now().strftime("%Y-%m-%d");
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let libraries = LIBRARIES.map(|library| format!("{library} {}", versions::of(library))).join(", ");
-    format!(
-        "Measured on {today} on {cores} cores of {}, built by {}; {libraries}. Times are nanoseconds per call: the median \
-         of {rounds} rounds, and in parentheses the 10th percentile. × is the median over the rounds of the ratio to the \
-         first of the row.\n",
-        processor(),
-        env!("RUSTC_VERSION"),
-    )
+    format!("Measured on {today} on {cores} cores of {}, built by {}; {libraries}.", processor(), env!("RUSTC_VERSION"),)
 }
 
 /// Its name, or its architecture where nobody tells the name.

@@ -1,11 +1,17 @@
 //! What a call costs in buttress and in its peers, side by side. `cargo run --release` in this folder.
 
+mod ahead;
 mod allocations;
+mod bars;
 mod builds;
 mod counts;
+mod figures;
 mod inner;
 mod machine;
 mod measure;
+mod measured;
+mod readme;
+mod scaling;
 mod subject;
 mod subjects;
 mod table;
@@ -13,7 +19,10 @@ mod versions;
 
 use clap::{Parser, Subcommand};
 
-use crate::subject::{Runtimes, Subject};
+use crate::{
+    measured::All,
+    subject::{Runtimes, Subject},
+};
 
 /// Measures buttress beside its peers.
 #[derive(Parser)]
@@ -27,6 +36,9 @@ struct Args {
     /// How often each subject has its turn.
     #[arg(long, default_value_t = 31)]
     rounds: usize,
+    /// Puts the table in short between the markers of the repository's README.md too.
+    #[arg(long, conflicts_with = "only")]
+    readme: bool,
 }
 
 /// What else there is to measure.
@@ -37,6 +49,12 @@ enum Other {
         /// How often each is built.
         #[arg(long, default_value_t = 3)]
         builds: usize,
+    },
+    /// How the cost of a call grows: with tasks, with the breaker's window, with keys, with the queue.
+    Scaling {
+        /// How often each has its turn.
+        #[arg(long, default_value_t = 11)]
+        rounds: usize,
     },
     /// Counts instructions per call of our subjects under callgrind, and fails if they rise over counts.toml.
     Counts {
@@ -69,8 +87,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .retain(|it| it.row == subject::Row::Bare || it.library.contains(only) || it.row.title().contains(only));
     }
     match args.other {
-        None => println!("{}", table::table(&mut subjects, args.rounds)),
+        None => {
+            let all = All::measure(&mut subjects, args.rounds);
+            println!("{}", table::table(&all));
+            if args.readme {
+                readme::update(&all)?;
+            }
+        }
         Some(Other::Build { builds }) => println!("{}", builds::table(builds)),
+        Some(Other::Scaling { rounds }) => scaling::print(&runtimes, rounds),
         Some(Other::Counts { bless }) => counts::counts(&mut subjects, bless)?,
         Some(Other::Counted) => counts::be_counted(&mut subjects),
         Some(Other::Run { name, way, calls }) => run(&mut subjects, &name, &way, calls),

@@ -46,7 +46,7 @@ impl<S: Client> Runner for ByHand<S> {
 
 /// One call, polled until it is answered. What is not after two polls waits for a timer.
 #[inline(never)]
-fn one<S: Service<u64, Response = u64>>(service: &mut S, req: u64, ends: Ends, runtime: &Runtime) {
+pub fn one<S: Service<u64, Response = u64>>(service: &mut S, req: u64, ends: Ends, runtime: &Runtime) {
     let mut cx = Context::from_waker(Waker::noop());
     assert!(service.poll_ready(&mut cx).is_ready());
     let mut call = pin!(service.call(req));
@@ -144,26 +144,41 @@ fn quantile(mut values: Vec<f64>, at: f64) -> f64 {
     values[((values.len() - 1) as f64 * at).round() as usize]
 }
 
+/// How many calls a runner makes when it has its turn.
+#[derive(Clone, Copy, Debug)]
+pub enum Turn {
+    /// As many as take about so long.
+    Lasting(Duration),
+    Of(u64),
+}
+
 /// Times all of them round by round, in turns, forth and back: A B C, C B A, and so on.
-pub fn interleaved(runners: &mut [(&mut dyn Runner, Duration)], rounds: usize) -> Vec<Times> {
-    let mut batches: Vec<u64> = runners.iter_mut().map(|(runner, time)| batch(*runner, *time)).collect();
+pub fn interleaved(runners: &mut [(&mut dyn Runner, Turn)], rounds: usize) -> Vec<Times> {
+    let mut batches: Vec<u64> = runners.iter_mut().map(|(runner, turn)| batch(*runner, *turn)).collect();
     let mut times = vec![Times::default(); runners.len()];
     for round in 0..rounds {
         for turn in 0..runners.len() {
             let at = if round % 2 == 0 { turn } else { runners.len() - 1 - turn };
             let took = runners[at].0.run(batches[at]);
             times[at].0.push(took.as_nanos() as f64 / batches[at] as f64);
-            // One that gets slower, since it remembers its calls, makes fewer of them: rounds stay short.
-            if took > runners[at].1 * 4 {
-                batches[at] = fitting(batches[at], took, runners[at].1);
+            // One that gets slower, since it remembers its calls, makes fewer of them: rounds stay short. And one that was
+            // held up when its calls were set makes more again, or it would do little but start its tasks.
+            if let Turn::Lasting(time) = runners[at].1
+                && (took > time * 4 || took * 4 < time)
+            {
+                batches[at] = fitting(batches[at], took, time);
             }
         }
     }
     times
 }
 
-/// How many calls take about so long.
-fn batch(runner: &mut dyn Runner, time: Duration) -> u64 {
+/// How many calls are a turn.
+fn batch(runner: &mut dyn Runner, turn: Turn) -> u64 {
+    let time = match turn {
+        Turn::Lasting(time) => time,
+        Turn::Of(calls) => return calls,
+    };
     let mut calls = TASKS;
     loop {
         let took = runner.run(calls);

@@ -7,7 +7,7 @@ use tower::Service;
 
 use crate::{
     inner::Client,
-    measure::{ByHand, Ends, InTasks, Runner, TASKS},
+    measure::{ByHand, Ends, InTasks, Runner, TASKS, Turn},
 };
 
 /// What the subjects of a row do.
@@ -130,6 +130,14 @@ impl Subject {
         self.library == OURS
     }
 
+    /// The library, and what sets the subject apart in its row.
+    pub fn full_name(&self) -> String {
+        match self.remark {
+            "" => self.library.to_owned(),
+            remark => format!("{} ({remark})", self.library),
+        }
+    }
+
     /// The row, and what sets the subject apart in it.
     pub fn name(&self) -> String {
         match self.remark {
@@ -155,11 +163,10 @@ impl Way {
         }
     }
 
-    /// How long a round of it takes, roughly.
-    pub fn batch(self) -> Duration {
-        match self {
+    pub fn turn(self) -> Turn {
+        Turn::Lasting(match self {
             Way::Ready | Way::Pending => Duration::from_millis(2),
             _ => Duration::from_millis(6),
-        }
+        })
     }
 }

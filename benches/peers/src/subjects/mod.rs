@@ -4,13 +4,13 @@
 mod backon;
 mod failsafe;
 mod governor;
-mod ours;
-mod recloser;
+pub mod ours;
+pub mod recloser;
 mod seatbelt;
-mod tokio;
+pub mod tokio;
 mod tokio_util;
-mod tower;
-mod tower_resilience;
+pub mod tower;
+pub mod tower_resilience;
 
 use std::time::Duration;
 

@@ -3,11 +3,12 @@
 use std::convert::Infallible;
 
 use buttress::{
-    Backoff, CircuitBreaker, Cloned, ConcurrencyLimit, Error, Policy, Retry, Shutdown, Timeout, circuit_breaker::State,
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, Cloned, ConcurrencyLimit, Error, Policy, Retry, Shutdown, Timeout,
+    circuit_breaker::State,
 };
 use tower::{BoxError, Layer};
 
-use super::{AMPLE, LONG, SCARCE, SHORT};
+use super::{AMPLE, CALLS, LONG, SCARCE, SHORT};
 use crate::inner::{Client, Inner};
 
 pub fn bare(inner: impl Inner<BoxError>) -> impl Client {
@@ -37,11 +38,15 @@ pub fn retry(inner: impl Inner<BoxError>) -> impl Client {
 }
 
 pub fn breaker(inner: impl Inner<BoxError>) -> impl Client {
-    CircuitBreaker::builder().build().unwrap().layer().layer(inner)
+    breaker_of(CircuitBreaker::builder(), inner)
 }
 
 pub fn breaker_of_calls(inner: impl Inner<BoxError>) -> impl Client {
-    CircuitBreaker::builder().window_calls(100).build().unwrap().layer().layer(inner)
+    breaker_of(CircuitBreaker::builder().window_calls(CALLS), inner)
+}
+
+pub fn breaker_of(settings: CircuitBreakerBuilder, inner: impl Inner<BoxError>) -> impl Client {
+    settings.build().unwrap().layer().layer(inner)
 }
 
 pub fn open(inner: impl Inner<Error<Infallible>>) -> impl Client {
@@ -61,11 +66,16 @@ pub fn open(inner: impl Inner<Error<Infallible>>) -> impl Client {
 }
 
 pub fn policy(inner: impl Inner<BoxError>) -> impl Client {
+    policy_of(AMPLE, inner)
+}
+
+/// So many calls at once.
+pub fn policy_of(limit: usize, inner: impl Inner<BoxError>) -> impl Client {
     let policy: Policy<Cloned> = Policy::cloned("bench")
         .deadline(LONG)
         .retry(Retry::exponential(SHORT))
         .circuit_breaker(CircuitBreaker::builder())
-        .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(AMPLE))
+        .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(limit))
         .timeout(SHORT)
         .build()
         .unwrap();

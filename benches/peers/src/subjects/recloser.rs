@@ -7,7 +7,12 @@ use super::{CALLS, HOUR};
 use crate::inner::{Client, Inner};
 
 pub fn breaker(inner: impl Inner<BoxError>) -> impl Client {
-    guarded(inner, Recloser::custom().error_rate(0.5).closed_len(CALLS).build())
+    breaker_of(CALLS, 0.5, inner)
+}
+
+/// Over so many calls, and opens at this rate.
+pub fn breaker_of(calls: usize, rate: f32, inner: impl Inner<BoxError>) -> impl Client {
+    guarded(inner, Recloser::custom().error_rate(rate).closed_len(calls).build())
 }
 
 pub fn open(inner: impl Inner<BoxError>) -> impl Client {

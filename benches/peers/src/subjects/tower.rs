@@ -46,7 +46,12 @@ pub fn retry(inner: impl Inner<BoxError>) -> impl Client {
 }
 
 pub fn policy(inner: impl Inner<BoxError>) -> impl Client {
-    ServiceBuilder::new().retry(Errors::default()).concurrency_limit(AMPLE).timeout(SHORT).service(inner)
+    policy_of(AMPLE, inner)
+}
+
+/// So many calls at once.
+pub fn policy_of(limit: usize, inner: impl Inner<BoxError>) -> impl Client {
+    ServiceBuilder::new().retry(Errors::default()).concurrency_limit(limit).timeout(SHORT).service(inner)
 }
 
 /// Retries errors while the budget lasts: tower leaves the policy to its users.

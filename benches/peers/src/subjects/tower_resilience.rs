@@ -50,8 +50,19 @@ pub fn breaker_of_calls(inner: impl Inner<BoxError>) -> impl Client {
 
 /// Remembers every call of the window, and goes through all of them in each.
 pub fn breaker_of_time(inner: impl Inner<BoxError>) -> impl Client {
+    breaker_of_time_at(0.5, inner)
+}
+
+/// Opens at this rate.
+pub fn breaker_of_time_at(rate: f64, inner: impl Inner<BoxError>) -> impl Client {
     let window = SlidingWindowType::TimeBased;
-    breaker().sliding_window_type(window).sliding_window_duration(WINDOW).build().unwrap().layer(inner)
+    breaker()
+        .failure_rate_threshold(rate)
+        .sliding_window_type(window)
+        .sliding_window_duration(WINDOW)
+        .build()
+        .unwrap()
+        .layer(inner)
 }
 
 pub fn open(inner: impl Inner<BoxError>) -> impl Client {
