@@ -263,11 +263,17 @@ impl Claims {
     pub(super) fn run<P: Parts, R>(&mut self, parts: &P, code: impl FnOnce(&P, u32) -> R) -> R {
         let scope = self.enter::<P>();
         let result = code(parts, self.attempt());
+        self.leave(scope);
+        result
+    }
+
+    /// After it.
+    #[inline(always)]
+    pub(super) fn leave(&mut self, scope: Option<Scope>) {
         if let Some(scope) = scope {
             self.ambient = scope.exit();
         }
         self.running = false;
-        result
     }
 
     /// Runs user code that looks at the outcome or drops the attempt, and needs no deadline.
@@ -309,6 +315,13 @@ impl Claims {
         parts.retry().is_some_and(|retry| retry.retries_throttled(usual, hint))
     }
 
+    /// Whether time matters to an attempt that is pending.
+    #[inline(always)]
+    pub(super) fn is_timed<P: Parts>(&self, parts: &P) -> bool {
+        let bounded = || !self.ambient.deadline.is_none() || !Ambient::current().deadline.is_none();
+        parts.timeout().is_some() || parts.breaker().is_some() || P::SCOPED && bounded()
+    }
+
     /// On the first pending poll of an attempt: the moment to cut it off at, if there is one. A layer that has no
     /// bound of its own leaves the deadline to whoever set it: one timer is enough.
     #[inline]
@@ -329,7 +342,7 @@ impl Claims {
         self.arm_for(parts, max_wait, true, Limit::MaxWait)
     }
 
-    #[inline(never)]
+    #[inline]
     fn arm_for<P: Parts>(&mut self, parts: &P, time: Option<Duration>, bounded: bool, limit: Limit) -> Option<Wait> {
         self.armed = true;
         let bounded = bounded && !self.bound::<P>().is_none();
@@ -389,20 +402,21 @@ impl Claims {
         self.tell(parts, verdict);
     }
 
-    /// Tells the breaker, if it is owed a result.
+    /// The attempt succeeded.
     #[inline(always)]
-    pub(super) fn tell<P: Parts>(&mut self, parts: &P, verdict: Verdict) {
-        if self.owing {
-            self.owing = false;
-            if let Some(breaker) = parts.breaker() {
-                if matches!(verdict, Verdict::Success) && self.started.is_none() {
-                    if !breaker.succeed(self.ticket) {
-                        settle_with(breaker, self.ticket, None, Verdict::Success);
-                    }
-                } else {
-                    settle_with(breaker, self.ticket, self.started, verdict);
-                }
+    pub(super) fn settle_success<P: Parts>(&mut self, parts: &P) {
+        self.release(parts);
+        if let Some(breaker) = parts.breaker().filter(|_| std::mem::take(&mut self.owing)) {
+            if self.started.is_some() || !breaker.succeed(self.ticket) {
+                settle_with(breaker, self.ticket, self.started, Verdict::Success);
             }
+        }
+    }
+
+    /// Tells the breaker, if it is owed a result.
+    pub(super) fn tell<P: Parts>(&mut self, parts: &P, verdict: Verdict) {
+        if let Some(breaker) = parts.breaker().filter(|_| std::mem::take(&mut self.owing)) {
+            settle_with(breaker, self.ticket, self.started, verdict);
         }
     }
 

@@ -115,12 +115,14 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let mut this = self.as_mut().project();
-            let mut pending = false;
             match this.state.as_mut().project() {
                 StateProj::Running { attempt } => {
                     let (claims, held) = this.core.split();
                     let parts = held.parts();
-                    if let Poll::Ready(outcome) = claims.run(parts, |_, _| attempt.poll(cx)) {
+                    let scope = claims.enter::<H::Parts>();
+                    let polled = attempt.poll(cx);
+                    claims.leave(scope);
+                    if let Poll::Ready(outcome) = polled {
                         // A permit is held no longer than the work, and the work ends before its permit does.
                         claims.look(|| this.state.set(State::Done));
                         let lasts = <A::Hold as Hold<T, H>>::BEYOND && outcome.is_ok();
@@ -139,8 +141,8 @@ where
                                 back_off(this.state, this.slot, wait);
                             }
                         }
-                    } else {
-                        pending = true;
+                    } else if !claims.is_timed(parts) || self.as_mut().wait(cx).is_pending() {
+                        return Poll::Pending;
                     }
                 }
                 StateProj::Rejected => {
@@ -150,7 +152,7 @@ where
                 }
                 _ => {}
             }
-            match self.as_mut().advance(pending, cx) {
+            match self.as_mut().advance(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
@@ -164,24 +166,31 @@ where
     H: Holds,
     A: Attempts<H::Parts, Future = F, Error = E>,
 {
+    /// The attempt is pending: ready once it has taken too long, and is dropped.
+    #[inline(never)]
+    fn wait(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let (claims, held) = this.core.split();
+        let parts = held.parts();
+        if let Some(wait) = claims.arm(parts) {
+            this.slot.as_mut().arm(wait);
+        }
+        ready!(this.slot.as_mut().poll_elapsed(cx));
+        // Dropping it is the cancellation, before anyone hears of it.
+        this.state.set(State::Done);
+        refuse(this.state, this.slot, claims.cut_off(parts));
+        Poll::Ready(())
+    }
+
     /// From state to state, until an attempt runs or none ever will. The error is that of a service that does not get ready.
     #[inline(never)]
-    fn advance(mut self: Pin<&mut Self>, mut pending: bool, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
+    fn advance(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
         assert!(!matches!(self.state, State::Done), "a response future was polled after completion");
         loop {
             let mut this = self.as_mut().project();
             let (claims, held) = this.core.split();
             let parts = held.parts();
             match this.state.as_mut().project() {
-                StateProj::Running { .. } if std::mem::take(&mut pending) => {
-                    if let Some(wait) = claims.arm(parts) {
-                        this.slot.as_mut().arm(wait);
-                    }
-                    ready!(this.slot.as_mut().poll_elapsed(cx));
-                    // Dropping it is the cancellation, before anyone hears of it.
-                    this.state.set(State::Done);
-                    refuse(this.state, this.slot, claims.cut_off(parts));
-                }
                 StateProj::Running { .. } | StateProj::Rejected | StateProj::Done => return Poll::Ready(Ok(())),
                 StateProj::Begin if claims.begin(parts) => this.state.set(State::Admit),
                 StateProj::Begin => refuse(this.state, this.slot, Claims::too_late(parts)),
@@ -311,20 +320,32 @@ where
         }
         return Said { verdict: Verdict::Success, again: None };
     }
-    let judged = claims.look(|| match E::inspect(outcome) {
-        Outcome::Ok(res) => Ok(parts.classify().classify(Ok(res))),
-        Outcome::Err(error) => Ok(parts.classify().classify(Err(error))),
-        Outcome::Rejected(rejection) => Err(*rejection),
-    });
-    let verdict = match judged {
-        Ok(verdict) => verdict,
-        Err(rejection) => {
-            claims.settle_rejected(parts, rejection.reason());
-            let again = claims.retries(parts, rejection.reason()).then(|| Hint::of(&rejection));
-            return Said { verdict: Verdict::Ignored, again };
-        }
-    };
     let throttled = <P::Classify as Classify<T, E::Cause>>::RETRIES_THROTTLED;
+    match claims.look(|| E::inspect(outcome)) {
+        Outcome::Ok(res) => match claims.look(|| parts.classify().classify(Ok(res))) {
+            Verdict::Success => {
+                if !lasts {
+                    claims.settle_success(parts);
+                }
+                Said { verdict: Verdict::Success, again: None }
+            }
+            verdict => weigh(claims, parts, verdict, throttled, lasts),
+        },
+        Outcome::Err(error) => {
+            let verdict = claims.look(|| parts.classify().classify(Err(error)));
+            weigh(claims, parts, verdict, throttled, lasts)
+        }
+        Outcome::Rejected(rejection) => {
+            claims.settle_rejected(parts, rejection.reason());
+            let again = claims.retries(parts, rejection.reason()).then(|| Hint::of(rejection));
+            Said { verdict: Verdict::Ignored, again }
+        }
+    }
+}
+
+/// What is not a success.
+#[inline(never)]
+fn weigh<P: Parts>(claims: &mut Claims, parts: &P, verdict: Verdict, throttled: bool, lasts: bool) -> Said {
     let again = match verdict {
         Verdict::Transient { retry_after } => Some(Hint { retry_after, sent: true }),
         Verdict::Throttled { retry_after } if claims.retries_throttled(parts, throttled, retry_after) => {

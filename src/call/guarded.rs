@@ -241,8 +241,8 @@ fn unready<S, Req, A: Again<S, Req>>(inner: &mut S) {
 ///
 /// It owns nothing that would have to be dropped if the service panics; whoever calls it does. So the service writes its
 /// future to where it stays: one that is written and moved at once makes the processor wait for longer than all the rest
-/// of a call takes.
-#[inline]
+/// of a call takes. Not `#[inline]`, by which rustc would merge the two before LLVM has looked at this one alone; LLVM
+/// inlines it.
 fn running<S, Req, H>(
     inner: &mut S,
     req: Req,

@@ -37,6 +37,7 @@ pub(super) struct Wait {
 impl Slot {
     /// # Panics
     /// Outside of a tokio runtime with its timers enabled, if there is something to wait for.
+    #[inline]
     pub(super) fn arm(mut self: Pin<&mut Self>, Wait { now, until }: Wait) {
         self.set(if until <= now { Slot::Due } else { Slot::Timer { sleep: sleep_until(until) } });
     }

@@ -251,7 +251,7 @@ impl Shared {
     }
 
     /// A success that was not slow. `false`: it must be [recorded](Self::record) with the time.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn succeed(&self, ticket: Word) -> bool {
         if self.word.load(Relaxed) != ticket {
             return true; // A late result moves nothing.

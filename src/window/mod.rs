@@ -49,7 +49,7 @@ pub(crate) enum Window {
 
 impl Window {
     /// Counts a fast success without a clock. `false`: not counted, one that knows the time is due.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn succeed_untimed(&self, generation: u64) -> bool {
         match self {
             Window::Time(window) => window.tally(generation),

@@ -33,12 +33,12 @@ fn count(word: u64, generation: u64) -> u32 {
 
 impl Tally {
     /// Counts one more, if fewer than `most` wait then. What belongs to a generation that is over is dropped.
-    #[inline]
+    #[inline(always)]
     pub(super) fn count(&self, owned: bool, generation: u64, most: u64) -> bool {
         if owned { self.count_own(generation, most) } else { self.count_shared(generation, most) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn count_own(&self, generation: u64, most: u64) -> bool {
         let own = self.own.load(Relaxed);
         if ahead(own, generation) > 0 {

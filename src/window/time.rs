@@ -88,14 +88,14 @@ impl TimeWindow {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn shard(&self) -> &Shard {
         &self.shards[spread::slot()]
     }
 
     /// Counts a success for which no clock was read. `false`: not counted, as enough of them wait for a bucket;
     /// [`record`](Self::record) it instead.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn tally(&self, generation: u64) -> bool {
         self.shard().untimed.count(spread::owns_slot(), generation, self.untimed)
     }
