@@ -216,7 +216,7 @@ impl Rejection {
     }
 
     /// By a policy that would have to wait, or to ask again.
-    #[cold]
+    #[inline]
     pub(crate) fn draining(name: &'static str) -> Self {
         Self::new(name, Rule::Draining, f32::NAN, f32::NAN)
     }

@@ -184,6 +184,8 @@ where
     let _scope = claims.enter::<PartsBy<N>>();
     let admitted = Admitted::new(near.local());
     let _on_panic = admitted.unless_taken(claims);
+    // By pointer, so that rustc leaves it a frame of its own; LLVM sees through that once it has looked at both.
+    let running: fn(&mut S, Req, &Admitted<_>, Claims, &Cell<_>) -> _ = running;
     running(inner, req, &admitted, claims, &attempts)
 }
 
@@ -241,8 +243,7 @@ fn unready<S, Req, A: Again<S, Req>>(inner: &mut S) {
 ///
 /// It owns nothing that would have to be dropped if the service panics; whoever calls it does. So the service writes its
 /// future to where it stays: one that is written and moved at once makes the processor wait for longer than all the rest
-/// of a call takes. Not `#[inline]`, by which rustc would merge the two before LLVM has looked at this one alone; LLVM
-/// inlines it.
+/// of a call takes.
 fn running<S, Req, H>(
     inner: &mut S,
     req: Req,

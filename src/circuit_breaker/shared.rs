@@ -27,7 +27,7 @@ use crate::{
     Rejection, Rule, Verdict,
     clock::since,
     random::Random,
-    spread::{self, Padded, padded},
+    spread::{Counter, Padded},
     window::Window,
 };
 
@@ -79,8 +79,9 @@ pub struct Shared {
     initial: State,
     settings: Settings,
     base: Instant,
-    /// Calls refused since the last transition, per slot.
-    rejected: Box<[Padded<AtomicU64>]>,
+    /// Calls refused.
+    rejected: Counter,
+    /// What it was at the last transition.
     rejected_before: AtomicU64,
     inner: Mutex<Inner>,
     random: Random,
@@ -122,7 +123,7 @@ impl Shared {
             initial: state,
             settings,
             base,
-            rejected: padded(),
+            rejected: Counter::new(),
             rejected_before: AtomicU64::new(0),
             inner: Mutex::new(Inner { machine, outbox: VecDeque::new(), telling: false }),
             random,
@@ -146,29 +147,35 @@ impl Shared {
     #[inline(always)]
     pub(crate) fn admit_at(&self, now: Instant) -> Result<Word, Rejection> {
         let nanos = since(self.base, now);
-        let seen = self.read();
+        let mut seen = self.read();
         let refused = match state_of(seen.word) {
             State::ForcedOpen => true,
             State::Open => nanos < seen.until,
             State::HalfOpen => nanos < seen.until && seen.free_probes == 0,
             _ => return Ok(seen.word),
         };
-        if refused { Err(self.refusal(nanos, seen)) } else { self.ask_machine(nanos) }
+        if !refused {
+            match self.ask_machine(nanos) {
+                Some(word) => return Ok(word),
+                None => seen = self.read(),
+            }
+        }
+        Err(self.refusal(nanos, seen))
     }
 
     /// There seems to be room for a probe.
     #[cold]
     #[inline(never)]
-    fn ask_machine(&self, nanos: u64) -> Result<Word, Rejection> {
+    fn ask_machine(&self, nanos: u64) -> Option<Word> {
         let unit = self.random.unit();
         let (admitted, word) = self.with_machine(nanos, |machine, settings| machine.admit(settings, nanos, unit));
-        if admitted { Ok(word) } else { Err(self.refusal(nanos, self.read())) }
+        admitted.then_some(word)
     }
 
     /// Builds the rejection. Takes no lock.
     #[inline(always)]
     fn refusal(&self, nanos: u64, Published { word, until, cause, .. }: Published) -> Rejection {
-        self.rejected[spread::slot()].0.fetch_add(1, Relaxed);
+        self.rejected.count();
         let wait = Some(until.saturating_sub(nanos));
         let (rule, measured, retry_after) = match state_of(word) {
             State::HalfOpen => (Rule::ProbesOut, self.settings.probes as f32, wait),
@@ -403,23 +410,12 @@ impl Shared {
     /// The words as one.
     #[inline]
     fn read(&self) -> Published {
-        self.try_read().unwrap_or_else(|| self.read_patiently())
-    }
-
-    #[inline]
-    fn try_read(&self) -> Option<Published> {
-        let sequence = self.sequence.load(Acquire);
-        let published = self.read_loosely();
-        // Keeps the second look from coming before the loads above.
-        fence(Acquire);
-        (sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence).then_some(published)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn read_patiently(&self) -> Published {
         for _ in 0..16 {
-            if let Some(published) = self.try_read() {
+            let sequence = self.sequence.load(Acquire);
+            let published = self.read_loosely();
+            // Keeps the second look from coming before the loads above.
+            fence(Acquire);
+            if sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence {
                 return published;
             }
             std::hint::spin_loop();
@@ -440,8 +436,8 @@ impl Shared {
     }
 
     fn transition(&self, Change { from, to, cause, open_for }: Change) -> Transition {
-        let rejected = self.rejected.iter().map(|slot| slot.0.swap(0, Relaxed)).sum();
-        self.rejected_before.fetch_add(rejected, Relaxed);
+        let rejected = self.rejected.total();
+        let rejected = rejected - self.rejected_before.swap(rejected, Relaxed);
         Transition {
             name: self.settings.name,
             from,
@@ -505,14 +501,13 @@ impl Shared {
         let totals = self.window.totals(at, word >> 8);
         let streak = self.consecutive.0.load(Relaxed);
         let waits = matches!(state_of(word), State::Open | State::HalfOpen);
-        let rejected: u64 = self.rejected.iter().map(|slot| slot.0.load(Relaxed)).sum();
         Snapshot {
             state: state_of(word),
             calls: totals.calls(),
             failures: totals.failures,
             slow_calls: totals.slow,
             consecutive_failures: if streak >> 32 == word >> 8 & 0xffff_ffff { streak as u32 } else { 0 },
-            rejected: rejected + self.rejected_before.load(Relaxed),
+            rejected: self.rejected.total(),
             retry_after: waits.then(|| Duration::from_nanos(until.saturating_sub(at))),
         }
     }

@@ -129,19 +129,21 @@ impl Shared {
     #[inline(always)]
     pub(crate) fn enqueue(&self) -> Result<Turn, Rejection> {
         let draining = self.is_draining();
-        if !draining && waiting(self.word.0.load(Relaxed)) < self.max_queue {
-            return self.wait_in_line();
-        }
         // Refusing takes no lock.
-        if self.try_acquire() {
+        if !draining && waiting(self.word.0.load(Relaxed)) < self.max_queue {
+            if let Some(turn) = self.wait_in_line() {
+                return Ok(turn);
+            }
+        } else if self.try_acquire() {
             return Ok(Turn::Now);
         }
         Err(if draining { Rejection::draining(self.name) } else { self.refusal() })
     }
 
+    /// `None`: the queue is full by now.
     #[cold]
     #[inline(never)]
-    fn wait_in_line(&self) -> Result<Turn, Rejection> {
+    fn wait_in_line(&self) -> Option<Turn> {
         let mut queue = self.lock();
         let mut word = self.word.0.load(Relaxed);
         loop {
@@ -149,12 +151,12 @@ impl Shared {
             let next = match room {
                 true => word + 1,
                 false if waiting(word) < self.max_queue => word + WAITING,
-                false => return Err(self.refusal()),
+                false => return None,
             };
             match self.word.0.compare_exchange_weak(word, next, Acquire, Relaxed) {
-                Ok(_) if room => return Ok(Turn::Now),
+                Ok(_) if room => return Some(Turn::Now),
                 // Whoever gives a permit back from now on sees that somebody waits, and takes the lock that we hold.
-                Ok(_) => return Ok(Turn::Later(queue.push_back(Waiter::Waiting(None)).into())),
+                Ok(_) => return Some(Turn::Later(queue.push_back(Waiter::Waiting(None)).into())),
                 Err(seen) => word = seen,
             }
         }

@@ -169,7 +169,9 @@ impl Handle {
     /// # Errors
     /// [`Closed`] once nothing new is admitted.
     pub fn guard(&self, name: &'static str) -> Result<InFlight, Closed> {
-        let call = Call::admit(&self.shared).then(|| Call::admitted(&self.shared, name, false)).ok_or(Closed)?;
+        let call = Call::admit(&self.shared)
+            .then(|| Call::admitted(Some(Arc::clone(&self.shared)), name, false))
+            .ok_or(Closed)?;
         *self.shared.guards().entry(name).or_default() += 1;
         Ok(InFlight { call })
     }
@@ -221,7 +223,8 @@ impl StdError for Closed {}
 /// One call that came through the gate; dropping it before its end is known as such.
 #[derive(Debug)]
 pub struct Call {
-    shared: Arc<Shared>,
+    /// `None`: there is no call, or it was handed on.
+    shared: Option<Arc<Shared>>,
     name: &'static str,
     /// Neither counted nor refused.
     exempt: bool,
@@ -240,19 +243,45 @@ impl Call {
 
     /// To be dropped when it is over.
     #[inline]
-    pub(super) fn admitted(shared: &Arc<Shared>, name: &'static str, exempt: bool) -> Self {
-        Self { shared: Arc::clone(shared), name, exempt, ended: false }
+    pub(super) fn admitted(shared: Option<Arc<Shared>>, name: &'static str, exempt: bool) -> Self {
+        Self { shared, name, exempt, ended: false }
+    }
+
+    /// No call.
+    #[inline]
+    pub(super) fn none() -> Self {
+        Self::admitted(None, "", false)
+    }
+
+    /// For another to let go of.
+    #[cfg(feature = "http")]
+    pub(super) fn hand_on(&mut self) -> Option<Call> {
+        self.shared.is_some().then(|| std::mem::replace(self, Call::none()))
     }
 
     #[cfg(feature = "http")]
     pub(super) fn is_draining(&self) -> bool {
-        self.shared.is_draining()
+        self.shared.as_ref().is_none_or(|shared| shared.is_draining())
+    }
+
+    /// It is over.
+    #[inline]
+    pub(super) fn let_go(&mut self) {
+        let Some(shared) = self.shared.take() else { return };
+        if self.exempt {
+            return;
+        }
+        // Before it leaves: whoever waits makes the report next.
+        if shared.is_stopping() {
+            self.cut(&shared);
+        }
+        shared.calls.0.exit();
     }
 
     #[cold]
-    fn cut(&self) {
-        if !self.ended && self.shared.state() == State::Forced {
-            *self.shared.cut().entry(self.name).or_default() += 1;
+    fn cut(&self, shared: &Shared) {
+        if !self.ended && shared.state() == State::Forced {
+            *shared.cut().entry(self.name).or_default() += 1;
         }
     }
 }
@@ -260,14 +289,7 @@ impl Call {
 impl Drop for Call {
     #[inline]
     fn drop(&mut self) {
-        if self.exempt {
-            return;
-        }
-        // Before it leaves: whoever waits makes the report next.
-        if self.shared.is_stopping() {
-            self.cut();
-        }
-        self.shared.calls.0.exit();
+        self.let_go();
     }
 }
 
@@ -300,7 +322,8 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let mut guards = self.call.shared.guards();
+        let Some(shared) = &self.call.shared else { return };
+        let mut guards = shared.guards();
         if let Some(count) = guards.get_mut(self.call.name) {
             *count -= 1;
             if *count == 0 {

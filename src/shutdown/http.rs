@@ -60,11 +60,11 @@ impl<B> Respond<Response<B>> for Http {
     type Response = Response<Held<B, Call>>;
 
     #[inline]
-    fn respond(seen: Seen, call: &mut Option<Call>, mut res: Response<B>) -> Self::Response {
-        if seen.closes && call.as_ref().is_none_or(Call::is_draining) {
+    fn respond(seen: Seen, call: &mut Call, mut res: Response<B>) -> Self::Response {
+        if seen.closes && call.is_draining() {
             close(&mut res);
         }
-        res.map(|body| Held::new(body, call.take()))
+        res.map(|body| Held::new(body, call.hand_on()))
     }
 }
 

@@ -1,11 +1,12 @@
 //! Counting calls, and refusing them once nothing new is admitted.
 
 use std::{
+    cell::Cell,
     fmt,
     future::Future,
     marker::PhantomData,
     pin::Pin,
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use std::{
 use pin_project::pin_project;
 use tower::{Layer, Service};
 
-use super::{Handle, handle::Call};
+use super::{Handle, handle::Call, state::Shared};
 use crate::{Reject, Rejection, call::send};
 
 /// What a protocol knows of a request.
@@ -38,7 +39,7 @@ pub trait Respond<Res> {
     type Response;
 
     /// The call has its response; what stays in `call` is let go of now.
-    fn respond(seen: Seen, call: &mut Option<Call>, res: Res) -> Self::Response;
+    fn respond(seen: Seen, call: &mut Call, res: Res) -> Self::Response;
 }
 
 /// Any protocol: a call ends with its future.
@@ -63,7 +64,7 @@ impl<Res> Respond<Res> for Calls {
     type Response = Res;
 
     #[inline]
-    fn respond(_: Seen, _: &mut Option<Call>, res: Res) -> Res {
+    fn respond(_: Seen, _: &mut Call, res: Res) -> Res {
         res
     }
 }
@@ -196,12 +197,50 @@ where
             // The readiness that was reserved below is given back.
             self.inner = self.inner.clone();
             let state = State::Refused(self.gate.refuse());
-            return InFlightFuture { state, seen, call: None, protocol: PhantomData };
+            return InFlightFuture { state, seen, call: Call::none(), protocol: PhantomData };
         }
-        // Before the service is called: if it panics, the call is dropped. And all in one expression, so that the future
-        // is made in its final place.
-        let call = Some(Call::admitted(&handle.shared, name, seen.exempt));
-        InFlightFuture { call, state: State::Running { inner: self.inner.call(req) }, seen, protocol: PhantomData }
+        let shared = Cell::new(Some(Arc::clone(&handle.shared)));
+        let _on_panic = OnPanic { shared: &shared, exempt: seen.exempt };
+        // By pointer, as that of the other layers.
+        let running: fn(&mut S, Req, &Cell<_>, &'static str, Seen) -> Self::Future = running;
+        running(&mut self.inner, req, &shared, name, seen)
+    }
+}
+
+/// Counts the call out if the service panics before there is a future that would.
+struct OnPanic<'a> {
+    shared: &'a Cell<Option<Arc<Shared>>>,
+    exempt: bool,
+}
+
+impl Drop for OnPanic<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.take() {
+            panicked(shared, self.exempt);
+        }
+    }
+}
+
+#[cold]
+fn panicked(shared: Arc<Shared>, exempt: bool) {
+    drop(Call::admitted(Some(shared), "", exempt));
+}
+
+/// Calls the service, and makes the future around it: in a frame of its own, for the reason that the service of the other
+/// layers has.
+fn running<S: Service<Req>, Req, P>(
+    inner: &mut S,
+    req: Req,
+    shared: &Cell<Option<Arc<Shared>>>,
+    name: &'static str,
+    seen: Seen,
+) -> InFlightFuture<S::Future, P> {
+    InFlightFuture {
+        state: State::Running { inner: inner.call(req) },
+        seen,
+        call: Call::admitted(shared.take(), name, seen.exempt),
+        protocol: PhantomData,
     }
 }
 
@@ -246,8 +285,8 @@ pub struct InFlightFuture<F, P> {
     #[pin]
     state: State<F>,
     seen: Seen,
-    /// `None` if it was refused, and once the response was returned.
-    call: Option<Call>,
+    /// None if it was refused, and once the response was returned.
+    call: Call,
     protocol: PhantomData<fn() -> P>,
 }
 
@@ -272,19 +311,23 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let outcome = match this.state.as_mut().project() {
-            StateProj::Running { inner } => ready!(inner.poll(cx)),
-            StateProj::Refused(refused) => E::reject(refused.rejection()),
+        match this.state.as_mut().project() {
+            StateProj::Running { inner } => {
+                let outcome = ready!(inner.poll(cx));
+                // The work ends before its call does.
+                this.state.set(State::Done);
+                let outcome = outcome.map(|res| P::respond(*this.seen, this.call, res));
+                this.call.ended = true;
+                this.call.let_go();
+                Poll::Ready(outcome)
+            }
+            StateProj::Refused(refused) => {
+                let rejection = refused.rejection();
+                this.state.set(State::Done);
+                Poll::Ready(E::reject(rejection).map(|res| P::respond(*this.seen, this.call, res)))
+            }
             StateProj::Done => panic!("a response future was polled after completion"),
-        };
-        // The work ends before its call does.
-        this.state.set(State::Done);
-        let outcome = outcome.map(|res| P::respond(*this.seen, this.call, res));
-        if let Some(call) = this.call {
-            call.ended = true;
         }
-        *this.call = None;
-        Poll::Ready(outcome)
     }
 }
 
