@@ -62,8 +62,13 @@ impl Budget {
     #[inline]
     pub(crate) fn deposit(&self, now: impl FnOnce() -> Instant) {
         if !self.shared.window.tally(GENERATION) {
-            self.shared.window.record(since(self.shared.base, now()), GENERATION, false, false);
+            self.deposit_at(now());
         }
+    }
+
+    #[cold]
+    fn deposit_at(&self, now: Instant) {
+        self.shared.window.record(since(self.shared.base, now), GENERATION, false, false);
     }
 
     /// Counts a retry, if there may be one more.
