@@ -244,6 +244,12 @@ impl Claims {
 
     // ---------------------------------------------------------------- run
 
+    /// Gives back what is claimed if user code panics before there is a future to do so. To be forgotten after it.
+    #[inline(always)]
+    pub(super) fn unless_forgotten<P: Parts>(self, parts: &P) -> Option<Core<&P>> {
+        P::TAKES.then(|| Core::new(parts, Claims { running: true, ..self }))
+    }
+
     /// What is current for user code that belongs to the attempt, and user code runs.
     #[inline(always)]
     pub(super) fn enter<P: Parts>(&mut self) -> Option<Scope> {

@@ -175,18 +175,30 @@ where
     N: Near,
     <PartsBy<N> as Parts>::Again: Again<S, Req>,
 {
-    let parts = near.parts();
-    let copy = if claims.is_last(parts) { None } else { parts.again().repeat(&req) };
-    let attempts = Cell::new(copy.and_then(|req| {
-        let service = <<PartsBy<N> as Parts>::Again as Again<S, Req>>::fresh(inner)?;
-        Some(Resend { service, req: Some(req) })
-    }));
-    let _scope = claims.enter::<PartsBy<N>>();
+    let attempts = Cell::new(if claims.is_last(near.parts()) { None } else { further(inner, &req, &near, claims) });
     let admitted = Admitted::new(near.local());
     let _on_panic = admitted.unless_taken(claims);
+    // Dropped first: who hears of a panic is not inside of the attempt.
+    let _scope = claims.enter::<PartsBy<N>>();
     // By pointer, so that rustc leaves it a frame of its own; LLVM sees through that once it has looked at both.
     let running: fn(&mut S, Req, &Admitted<_>, Claims, &Cell<_>) -> _ = running;
     running(inner, req, &admitted, claims, &attempts)
+}
+
+/// What further attempts are made of: clones, which are user code.
+fn further<S, Req, N>(inner: &S, req: &Req, near: &N, claims: Claims) -> Option<Resend<S, Req>>
+where
+    N: Near,
+    <PartsBy<N> as Parts>::Again: Again<S, Req>,
+{
+    let parts = near.parts();
+    let on_panic = claims.unless_forgotten(parts);
+    let further = parts.again().repeat(req).and_then(|req| {
+        let service = <<PartsBy<N> as Parts>::Again as Again<S, Req>>::fresh(inner)?;
+        Some(Resend { service, req: Some(req) })
+    });
+    std::mem::forget(on_panic);
+    further
 }
 
 /// What cannot be admitted at once. A future that is refused for good holds nothing.
@@ -202,15 +214,16 @@ where
     let entry = if in_time { claims.admit(parts) } else { Err(Claims::too_late(parts)) };
     match entry {
         Ok(Entry::Admitted) => admitted(inner, req, near, claims),
-        Ok(Entry::Queued) => match later::<S, Req, N>(inner, req) {
-            Some(attempts) => ResponseFuture::queued(Core::new(near.local(), claims), attempts),
-            // No layer of ours has a queue and no way to call later; if one had, it would be full.
-            None => {
-                let full = Rejection::new(parts.name(), Rule::QueueFull, f32::NAN, f32::NAN);
-                drop(Core::new(near.local(), claims));
-                ResponseFuture::rejected(full)
+        Ok(Entry::Queued) => {
+            let name = parts.name();
+            // Before the service is cloned, which may panic.
+            let core = Core::new(near.local(), claims);
+            match later::<S, Req, N>(inner, req) {
+                Some(attempts) => ResponseFuture::queued(core, attempts),
+                // No layer of ours has a queue and no way to call later; if one had, it would be full.
+                None => ResponseFuture::rejected(Rejection::new(name, Rule::QueueFull, f32::NAN, f32::NAN)),
             }
-        },
+        }
         Err(rejection) if claims.retries(parts, rejection.reason()) => {
             let attempts = later::<S, Req, N>(inner, req);
             ResponseFuture::refused(Core::new(near.local(), claims), attempts, rejection)

@@ -200,7 +200,7 @@ where
             return InFlightFuture { state, seen, call: Call::none(), protocol: PhantomData };
         }
         let shared = Cell::new(Some(Arc::clone(&handle.shared)));
-        let _on_panic = OnPanic { shared: &shared, exempt: seen.exempt };
+        let _on_panic = OnPanic { shared: &shared, name, exempt: seen.exempt };
         // By pointer, as that of the other layers.
         let running: fn(&mut S, Req, &Cell<_>, &'static str, Seen) -> Self::Future = running;
         running(&mut self.inner, req, &shared, name, seen)
@@ -210,6 +210,7 @@ where
 /// Counts the call out if the service panics before there is a future that would.
 struct OnPanic<'a> {
     shared: &'a Cell<Option<Arc<Shared>>>,
+    name: &'static str,
     exempt: bool,
 }
 
@@ -217,14 +218,14 @@ impl Drop for OnPanic<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(shared) = self.shared.take() {
-            panicked(shared, self.exempt);
+            panicked(shared, self.name, self.exempt);
         }
     }
 }
 
 #[cold]
-fn panicked(shared: Arc<Shared>, exempt: bool) {
-    drop(Call::admitted(Some(shared), "", exempt));
+fn panicked(shared: Arc<Shared>, name: &'static str, exempt: bool) {
+    drop(Call::admitted(Some(shared), name, exempt));
 }
 
 /// Calls the service, and makes the future around it: in a frame of its own, for the reason that the service of the other

@@ -77,14 +77,20 @@ impl Tally {
     }
 
     fn take_own(&self, generation: u64) -> u32 {
-        let own = self.own.load(Relaxed);
-        let taken = self.taken.load(Relaxed);
-        let waiting = count(own, generation).wrapping_sub(count(taken, generation));
-        // Not positive: another thread has taken what came after our look at `own`. Nor does it matter who is second.
-        let takes = ahead(own, generation) == 0
-            && waiting as i32 > 0
-            && self.taken.compare_exchange(taken, own, Relaxed, Relaxed).is_ok();
-        if takes { waiting } else { 0 }
+        let mut taken = self.taken.load(Relaxed);
+        loop {
+            let own = self.own.load(Relaxed);
+            let waiting = count(own, generation).wrapping_sub(count(taken, generation));
+            // Not positive: another thread has taken what came after our look at `own`. Ahead: one has in a later
+            // generation, and `taken` must not be set back.
+            if ahead(own, generation) != 0 || ahead(taken, generation) > 0 || waiting as i32 <= 0 {
+                return 0;
+            }
+            match self.taken.compare_exchange_weak(taken, own, Relaxed, Relaxed) {
+                Ok(_) => return waiting,
+                Err(now) => taken = now,
+            }
+        }
     }
 
     fn take_shared(&self, generation: u64) -> u32 {
@@ -175,5 +181,41 @@ mod tests {
         });
         assert!(counted > 2 * MOST);
         assert_eq!(taken.load(Relaxed) + tally.take(0), counted);
+    }
+
+    #[test]
+    fn a_late_taker_sets_nothing_back() {
+        let tally = Tally::default();
+        // It has seen what was counted in generation 1, and then what others have taken in generation 2.
+        tally.own.store(word(1, 5), Relaxed);
+        tally.taken.store(word(2, 3), Relaxed);
+        assert_eq!(tally.take(1), 0);
+        assert_eq!(tally.taken.load(Relaxed), word(2, 3));
+    }
+
+    #[test]
+    fn takers_of_many_generations_leave_nobody_anything_twice() {
+        const GENERATIONS: u64 = 200_000;
+        let (tally, present, done) = (Tally::default(), AtomicU64::new(0), AtomicBool::new(false));
+        let mut twice = 0;
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !done.load(Relaxed) {
+                        // As a snapshot does: it reads the generation, and later takes.
+                        tally.take(present.load(Relaxed));
+                    }
+                });
+            }
+            for generation in 1..=GENERATIONS {
+                present.store(generation, Relaxed);
+                assert!((0..5).all(|_| tally.count(true, generation, MOST)));
+                // Whoever takes them, they are taken now; and as nobody counts, none can come to wait again.
+                tally.take(generation);
+                twice += (0..20).map(|_| tally.take(generation)).sum::<u64>();
+            }
+            done.store(true, Relaxed);
+        });
+        assert_eq!(twice, 0, "taken twice");
     }
 }

@@ -24,6 +24,7 @@ mod retry;
 mod shutdown;
 mod timeout;
 mod ui;
+mod unwinding;
 mod vectors;
 mod web;
 mod wire;
