@@ -9,7 +9,7 @@
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use tower::BoxError;
-use tracing::{debug, level_filters::LevelFilter};
+use tracing::debug;
 
 use crate::clock::nanos;
 
@@ -229,11 +229,10 @@ impl Rejection {
 
     #[inline]
     pub(crate) fn log(&self) {
-        // Asked here, so that who builds a rejection that nobody hears of need not have it in memory.
-        if LevelFilter::current() >= LevelFilter::DEBUG {
-            let heard = *self;
-            heard.tell();
-        }
+        // A copy is looked at, so that the rejection itself need not be in memory. No look at the level here: by tracing's
+        // feature `log`, records go to the `log` crate if there is no subscriber.
+        let heard = *self;
+        heard.tell();
     }
 
     #[cold]
