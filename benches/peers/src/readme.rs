@@ -41,13 +41,14 @@ fn short(all: &All<'_>) -> String {
             let _ = writeln!(out, "| {} |", line(all, row, Way::Pending).join(" | "));
         }
     }
-    let of_bare = |way| all.first(Row::Bare).and_then(|it| it.times(way)).map_or(f64::NAN, Times::median);
+    let of_bare = |way| all.first(Row::Bare).and_then(|it| it.times(way)).map_or(f64::NAN, Times::low);
     let (ready, pending) = (of_bare(Way::Ready), of_bare(Way::Pending));
     let _ = write!(
         out,
-        "\n`cd benches/peers && cargo run --release -- --readme`: medians of {} rounds in turns. Times include the service \
-         itself ({ready:.1} ns ready at once, {pending:.1} ns pending once), × is the ratio to ours, and **bold** is a peer that is \
-         faster. The last columns name the best peer, and the one that allocates most. {}",
+        "\n`cd benches/peers && cargo run --release -- --readme`: {} rounds in turns, of which a time is the 10th percentile \
+         (the whole table has the medians too, which drift with what else a machine does) and × the median of the rounds' \
+         ratios to ours; **bold** is a peer that is faster. Times include the service itself ({ready:.1} ns ready at once, \
+         {pending:.1} ns pending once). The last columns name the best peer, and the one that allocates most. {}",
         all.rounds,
         machine::described(),
     );
@@ -59,14 +60,14 @@ fn line(all: &All<'_>, row: Row, way: Way) -> [String; 5] {
     let (ours, peers): (Vec<_>, Vec<_>) = all.row(row).partition(|it| it.subject.is_ours());
     let name = if ours.len() == 1 { ours[0].subject.name() } else { row.title().to_owned() };
     let ns = |it: &&Measured<'_>| {
-        let ns = it.times(way)?.median();
+        let ns = it.times(way)?.low();
         let remark = if ours.len() == 1 { String::new() } else { format!(" ({})", it.subject.remark) };
         Some(format!("{ns:.1}{remark}"))
     };
     let beside = |it: &&Measured<'_>| {
         let (times, name) = (it.times(way)?, it.subject.full_name());
         let ratio = times.to(ours[0].times(way)?);
-        Some(bold(is_ahead(ratio), format!("{name} {} ({})", figures::short(times.median()), figures::ratio(ratio))))
+        Some(bold(is_ahead(ratio), format!("{name} {} ({})", figures::short(times.low()), figures::ratio(ratio))))
     };
     [
         if way == Way::Pending { format!("{name}, pending once") } else { name },
@@ -85,7 +86,7 @@ fn bold(is: bool, text: String) -> String {
 fn throughput(ours: &Measured<'_>, peers: &[&Measured<'_>], way: Way) -> Option<String> {
     let pending = way == Way::Pending || ours.subject.row == Row::Saturated;
     let in_tasks = if pending { Way::TwoWorkersPending } else { Way::TwoWorkers };
-    let millions = |it: &Measured<'_>| Some(1_000.0 / it.times(in_tasks)?.median());
+    let millions = |it: &Measured<'_>| Some(1_000.0 / it.times(in_tasks)?.low());
     let best = peers.iter().filter_map(|it| Some((millions(it)?, it.subject.library)));
     let (theirs, library) = best.max_by(|a, b| a.0.total_cmp(&b.0))?;
     let ours = millions(ours)?;

@@ -22,7 +22,7 @@ use crate::{Deadline, Outcome, Reject, Rejection, Rule, call::send};
 /// that the server never believes to have more; but for the milliseconds of the very last one, which are 1, since zero
 /// often means "no limit".
 ///
-/// A call whose deadline is past is answered with [`DeadlineExceeded`](Reason::DeadlineExceeded) and not sent; and so is one
+/// A call whose deadline is past is answered with [`DeadlineExceeded`](crate::Reason::DeadlineExceeded) and not sent; and so is one
 /// that fails when its time is over, as clients may heed the header, too, and call it by another name. This layer does not
 /// cut off what runs: whoever [set the deadline](crate::deadline) does. It knows nothing of an attempt timeout, which may end
 /// the attempt before that; the server sees that by its connection or stream.
