@@ -321,11 +321,11 @@ impl Claims {
         parts.retry().is_some_and(|retry| retry.retries_throttled(usual, hint))
     }
 
-    /// Whether time matters to an attempt that is pending.
+    /// Whether time matters to an attempt that is pending. A deadline of whoever polls it is the call's own by now, if the
+    /// parts are scoped.
     #[inline(always)]
     pub(super) fn is_timed<P: Parts>(&self, parts: &P) -> bool {
-        let bounded = || !self.ambient.deadline.is_none() || !Ambient::current().deadline.is_none();
-        parts.timeout().is_some() || parts.breaker().is_some() || P::SCOPED && bounded()
+        parts.timeout().is_some() || parts.breaker().is_some() || P::SCOPED && !self.ambient.deadline.is_none()
     }
 
     /// On the first pending poll of an attempt: the moment to cut it off at, if there is one. A layer that has no

@@ -389,6 +389,11 @@ impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {
             State::Refused | State::Rejected => "rejected",
             State::Done => "done",
         };
-        f.debug_struct("ResponseFuture").field("name", &self.core.name()).field("state", &state).finish_non_exhaustive()
+        let mut f = f.debug_struct("ResponseFuture");
+        // A call that was refused for good holds nothing that has a name.
+        if let Some(name) = self.core.name() {
+            f.field("name", &name);
+        }
+        f.field("state", &state).finish_non_exhaustive()
     }
 }
