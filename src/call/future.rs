@@ -172,10 +172,7 @@ where
         let mut this = self.project();
         let (claims, held) = this.core.split();
         let parts = held.parts();
-        if let Some(wait) = claims.arm(parts) {
-            this.slot.as_mut().arm(wait);
-        }
-        ready!(this.slot.as_mut().poll_elapsed(cx));
+        ready!(this.slot.as_mut().poll_armed(claims.arm(parts), cx));
         // Dropping it is the cancellation, before anyone hears of it.
         this.state.set(State::Done);
         refuse(this.state, this.slot, claims.cut_off(parts));
@@ -213,10 +210,7 @@ where
                     }
                     Poll::Ready(Err(rejection)) => refuse(this.state, this.slot, rejection),
                     Poll::Pending => {
-                        if let Some(wait) = claims.arm_queue(parts) {
-                            this.slot.as_mut().arm(wait);
-                        }
-                        ready!(this.slot.as_mut().poll_elapsed(cx));
+                        ready!(this.slot.as_mut().poll_armed(claims.arm_queue(parts), cx));
                         refuse(this.state, this.slot, claims.cut_off(parts));
                     }
                 },
@@ -232,10 +226,7 @@ where
                             return Poll::Ready(Err(error));
                         }
                         Poll::Pending => {
-                            if let Some(wait) = claims.arm(parts) {
-                                this.slot.as_mut().arm(wait);
-                            }
-                            ready!(this.slot.as_mut().poll_elapsed(cx));
+                            ready!(this.slot.as_mut().poll_armed(claims.arm(parts), cx));
                             attempts.leave(parts);
                             refuse(this.state, this.slot, claims.cut_off(parts));
                         }

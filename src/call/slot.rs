@@ -42,6 +42,15 @@ impl Slot {
         self.set(if until <= now { Slot::Due } else { Slot::Timer { sleep: sleep_until(until) } });
     }
 
+    /// As [`poll_elapsed`](Self::poll_elapsed), for what is armed first if there is something to wait for.
+    #[inline]
+    pub(super) fn poll_armed(mut self: Pin<&mut Self>, wait: Option<Wait>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(wait) = wait {
+            self.as_mut().arm(wait);
+        }
+        self.poll_elapsed(cx)
+    }
+
     /// Ready once the time has come; pending for ever if there is no timer.
     #[inline]
     pub(super) fn poll_elapsed(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
