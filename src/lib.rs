@@ -65,7 +65,8 @@
 //! None is on by default, and all patterns are there without any. `http`: judging responses by status, `Retry-After`,
 //! rejections as responses for axum and gRPC, deadlines in headers, uploads that can be sent again. `reqwest`: the preset for
 //! `reqwest::Client`. `hyper` and `tonic`: what the errors of hyper-util's client and of tonic say. `http2`: knows which streams
-//! were refused. `signal` and `serve`: signals and an HTTP server for [graceful shutdown](shutdown).
+//! were refused. `signal` and `serve`: signals and an HTTP server for [graceful shutdown](shutdown). `testing`: faults by
+//! seeded chance, and simulations on a paused clock.
 //!
 //! # What to rely on
 //!
@@ -106,6 +107,9 @@ pub mod rejection;
 pub mod retry;
 pub mod shutdown;
 mod spread;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 pub mod timeout;
 mod window;
 

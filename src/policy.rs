@@ -446,6 +446,7 @@ pub struct PolicyBuilder<K = Plain> {
     limit: Option<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>,
     timeout: Option<Duration>,
     body: BodyTimes,
+    seed: Option<u64>,
     shutdown: Option<shutdown::Handle>,
     kind: K,
 }
@@ -460,6 +461,7 @@ impl<K> PolicyBuilder<K> {
             limit: None,
             timeout: None,
             body: BodyTimes::default(),
+            seed: None,
             shutdown: None,
             kind,
         }
@@ -495,6 +497,13 @@ impl<K> PolicyBuilder<K> {
     /// How long each attempt may take.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
+        self
+    }
+
+    /// Makes what this policy leaves to chance reproducible: the jitter of its backoffs and of its circuit's open times. For the
+    /// parts that this policy makes and that have no seed of their own.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
         self
     }
 
@@ -539,8 +548,13 @@ impl<K> PolicyBuilder<K> {
         let parts = PolicyParts {
             name,
             deadline: self.deadline,
-            retry: Part::assemble(self.retry, |retry| told(shutdown, retry, RetryBuilder::shutdown).assemble(name)),
-            breaker: Part::assemble(self.breaker, |breaker| breaker.assemble(name, bound)),
+            retry: Part::assemble(self.retry, |retry| {
+                told(shutdown, retry.seed_by_default(self.seed), RetryBuilder::shutdown).assemble(name)
+            }),
+            // Another one, so that the two are not in step.
+            breaker: Part::assemble(self.breaker, |breaker| {
+                breaker.seed_by_default(self.seed.map(|seed| seed.wrapping_add(1))).assemble(name, bound)
+            }),
             limit: Part::assemble(self.limit, |limit| {
                 told(shutdown, limit, ConcurrencyLimitBuilder::shutdown).assemble(name)
             }),
@@ -580,8 +594,8 @@ impl<C, R, H> PolicyBuilder<Kind<C, R, H>> {
     }
 
     fn with_kind<K2>(self, with: impl FnOnce(Kind<C, R, H>) -> K2) -> PolicyBuilder<K2> {
-        let Self { name, deadline, retry, breaker, limit, timeout, body, shutdown, kind } = self;
-        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, body, shutdown, kind: with(kind) }
+        let Self { name, deadline, retry, breaker, limit, timeout, body, seed, shutdown, kind } = self;
+        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, body, seed, shutdown, kind: with(kind) }
     }
 }
 

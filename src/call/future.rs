@@ -216,6 +216,12 @@ where
                 },
                 StateProj::Readying => {
                     let Some(attempts) = this.attempts else { unreachable!("an attempt is readied from its source") };
+                    // An answer wins over the end of its time. But readiness is none, and what comes too late is not begun.
+                    if this.slot.as_mut().poll_elapsed(cx).is_ready() {
+                        attempts.leave(parts);
+                        refuse(this.state, this.slot, claims.cut_off(parts));
+                        continue;
+                    }
                     let last = claims.is_last(parts);
                     match claims.run(parts, |parts, number| attempts.poll_next(cx, parts, number, last)) {
                         Poll::Ready(Ok(attempt)) => this.state.set(State::Running { attempt }),
@@ -227,8 +233,6 @@ where
                         }
                         Poll::Pending => {
                             ready!(this.slot.as_mut().poll_armed(claims.arm(parts), cx));
-                            attempts.leave(parts);
-                            refuse(this.state, this.slot, claims.cut_off(parts));
                         }
                     }
                 }

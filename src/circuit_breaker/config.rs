@@ -299,6 +299,12 @@ impl CircuitBreakerBuilder {
         }
     }
 
+    /// This seed, if it has none of its own.
+    pub(crate) fn seed_by_default(mut self, seed: Option<u64>) -> Self {
+        self.seed = self.seed.or(seed);
+        self
+    }
+
     /// After the checks.
     /// `bound` is what cuts a call off.
     pub(crate) fn assemble(self, name: &'static str, bound: Option<Duration>) -> CircuitBreaker {

@@ -154,6 +154,12 @@ impl RetryBuilder {
         self.backoff.check(checks, "backoff");
     }
 
+    /// This seed, if it has none of its own.
+    pub(crate) fn seed_by_default(mut self, seed: Option<u64>) -> Self {
+        self.seed = self.seed.or(seed);
+        self
+    }
+
     /// After the checks.
     pub(crate) fn assemble(self, name: &'static str) -> Retry {
         Retry {

@@ -63,6 +63,36 @@ async fn a_permit_that_is_granted_past_the_deadline_starts_no_call() {
     assert_eq!((limit.in_flight(), limit.waiting()), (0, 0));
 }
 
+// HAZARD: T6
+#[cfg(feature = "testing")]
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_ready_too_late_is_not_called() {
+    use buttress::testing::{Act, Scripted};
+
+    let bounds: [(_, fn(buttress::PolicyBuilder<_>) -> buttress::PolicyBuilder<_>); 2] = [
+        (Reason::DeadlineExceeded, |policy| policy.deadline(ms(20))),
+        (Reason::Timeout, |policy| policy.timeout(ms(9))),
+    ];
+    for (reason, bounded) in bounds {
+        let limit = ConcurrencyLimit::builder().max_in_flight(1).max_queue(1).build().unwrap();
+        let policy = bounded(Policy::plain("late").concurrency_limit(&limit)).build().unwrap();
+        let service: Scripted<_, Infallible> = Scripted::by(Act::answer).ready_after(ms(8));
+        let mut client = policy.wrap(service.clone());
+        std::future::poll_fn(|cx| Service::<()>::poll_ready(&mut client, cx)).await.unwrap();
+        // It waits for a permit, so it takes a fresh clone of the service then, which is not ready yet.
+        let held = limit.try_acquire().unwrap();
+        let mut call = task::spawn(client.call(()));
+        assert_pending!(call.poll());
+        drop(held);
+        assert_pending!(call.poll());
+        // A worker that was stuck sees readiness and the end of the time in one poll.
+        advance(ms(30)).await;
+        let outcome = assert_ready!(call.poll());
+        assert_eq!(outcome.unwrap_err().rejection().unwrap().reason(), reason);
+        assert_eq!((service.calls().counted().started, limit.in_flight()), (0, 0));
+    }
+}
+
 // HAZARD: B2
 #[tokio::test(start_paused = true)]
 async fn a_healthy_service_that_is_rarely_called_gets_its_circuit_closed() {

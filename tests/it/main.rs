@@ -22,6 +22,8 @@ mod replay;
 mod respond;
 mod retry;
 mod shutdown;
+mod simulation;
+mod testing;
 mod timeout;
 mod ui;
 mod unwinding;

@@ -1,0 +1,297 @@
+//! [`Chaos`]: faults at a rate, around a service that has none of its own.
+
+use std::{
+    fmt,
+    future::Future,
+    ops::RangeInclusive,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tower::{Layer, Service};
+
+use super::{
+    Chance,
+    act::{End, ResponseFuture},
+};
+use crate::{ConfigError, config::Checks};
+
+/// Faults for some of the calls: errors, delays, calls that hang, panics. By seeded chance, so that call 17 meets the same in every
+/// run.
+///
+/// A handle: [`layer`](Self::layer) puts it around a service, [`set_enabled`](Self::set_enabled) begins and ends the bad times, as of
+/// an outage. Put it inside of what is to be tested. A call that is to fail does not reach the service.
+///
+/// ```
+/// use buttress::testing::Chaos;
+/// use std::{io, time::Duration};
+/// use tower::ServiceBuilder;
+///
+/// let chaos = Chaos::builder()
+///     .seed(42)
+///     .errors(0.05, || io::Error::other("chaos"))
+///     .delays(0.1, Duration::from_millis(100)..=Duration::from_secs(2))
+///     .build()?;
+/// let service = ServiceBuilder::new()
+///     .layer(chaos.layer())
+///     .service_fn(async |name: String| Ok::<_, io::Error>(format!("hello, {name}")));
+/// chaos.set_enabled(false);
+/// # let _ = service;
+/// # Ok::<(), buttress::ConfigError>(())
+/// ```
+pub struct Chaos<E> {
+    shared: Arc<Shared<E>>,
+}
+
+struct Shared<E> {
+    settings: ChaosBuilder<E>,
+    enabled: AtomicBool,
+    calls: AtomicU64,
+    errors: AtomicU64,
+    delays: AtomicU64,
+    hangs: AtomicU64,
+    panics: AtomicU64,
+}
+
+/// What a [`Chaos`] has done. A call that was delayed and then failed is in both counts.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Injected {
+    /// Calls that came while it was enabled.
+    pub calls: u64,
+    /// Those that failed.
+    pub errors: u64,
+    /// Those that were delayed.
+    pub delays: u64,
+    /// Those that hung.
+    pub hangs: u64,
+    /// Those that panicked.
+    pub panics: u64,
+}
+
+impl<E> Chaos<E> {
+    /// Settings; to begin with, no faults.
+    pub fn builder() -> ChaosBuilder<E> {
+        ChaosBuilder { seed: 0, errors: None, delays: (0.0, Duration::ZERO..=Duration::ZERO), hangs: 0.0, panics: 0.0 }
+    }
+
+    /// As a tower layer, around services whose error is `E`.
+    pub fn layer(&self) -> ChaosLayer<E> {
+        ChaosLayer { chaos: self.clone() }
+    }
+
+    /// Begins or ends the bad times, for all that share it. It is enabled when it is built.
+    pub fn set_enabled(&self, enabled: bool) {
+        self.shared.enabled.store(enabled, Relaxed);
+    }
+
+    /// Whether there are faults at present.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.shared.enabled.load(Relaxed)
+    }
+
+    /// What it has done until now.
+    #[must_use]
+    pub fn injected(&self) -> Injected {
+        let Shared { calls, errors, delays, hangs, panics, .. } = &*self.shared;
+        let [calls, errors, delays, hangs, panics] =
+            [calls, errors, delays, hangs, panics].map(|count| count.load(Relaxed));
+        Injected { calls, errors, delays, hangs, panics }
+    }
+
+    /// What befalls the next call: a delay, and an end other than the service's own.
+    fn next<F>(&self) -> (Duration, Option<End<F, E>>) {
+        let Shared { settings, calls, errors, delays, hangs, panics, .. } = &*self.shared;
+        if !self.is_enabled() {
+            return (Duration::ZERO, None);
+        }
+        let mut chance = Chance::of_nth(settings.seed, calls.fetch_add(1, Relaxed));
+        let mut hit = |rate: f64, count: &AtomicU64| {
+            let hit = chance.happens(rate);
+            count.fetch_add(u64::from(hit), Relaxed);
+            hit
+        };
+        let (delay_rate, range) = &settings.delays;
+        let delayed = hit(*delay_rate, delays);
+        let end = if hit(settings.panics, panics) {
+            Some(End::Panic)
+        } else if hit(settings.hangs, hangs) {
+            Some(End::Hang)
+        } else {
+            let failing = settings.errors.as_ref().filter(|(rate, _)| hit(*rate, errors));
+            failing.map(|(_, make)| End::Fail(Some(make())))
+        };
+        (if delayed { chance.duration(range.clone()) } else { Duration::ZERO }, end)
+    }
+}
+
+impl<E> Clone for Chaos<E> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<E> fmt::Debug for Chaos<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chaos")
+            .field("settings", &self.shared.settings)
+            .field("enabled", &self.is_enabled())
+            .field("injected", &self.injected())
+            .finish()
+    }
+}
+
+/// Builds a [`Chaos`].
+///
+/// ```
+/// use buttress::testing::Chaos;
+/// let error = Chaos::<std::io::Error>::builder().hangs(1.5).build().unwrap_err();
+/// assert_eq!(error.to_string(), "invalid configuration: chaos.hangs = 1.5: must be between 0 and 1");
+/// ```
+#[must_use]
+pub struct ChaosBuilder<E> {
+    seed: u64,
+    errors: Option<(f64, Arc<dyn Fn() -> E + Send + Sync>)>,
+    delays: (f64, RangeInclusive<Duration>),
+    hangs: f64,
+    panics: f64,
+}
+
+impl<E> ChaosBuilder<E> {
+    /// Another chance. Default 0.
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// At this rate a call fails, with what `make` makes.
+    pub fn errors(self, rate: f64, make: impl Fn() -> E + Send + Sync + 'static) -> Self {
+        Self { errors: Some((rate, Arc::new(make))), ..self }
+    }
+
+    /// At this rate a call is delayed, by a time in this range.
+    pub fn delays(self, rate: f64, range: RangeInclusive<Duration>) -> Self {
+        Self { delays: (rate, range), ..self }
+    }
+
+    /// At this rate a call never ends.
+    pub fn hangs(self, rate: f64) -> Self {
+        Self { hangs: rate, ..self }
+    }
+
+    /// At this rate a call panics when it is polled, without a word: the panic hook is not called.
+    pub fn panics(self, rate: f64) -> Self {
+        Self { panics: rate, ..self }
+    }
+
+    /// The chaos.
+    ///
+    /// # Errors
+    /// Every setting that is out of its range.
+    pub fn build(self) -> Result<Chaos<E>, ConfigError> {
+        let mut checks = Checks::new("chaos");
+        let errors = self.errors.as_ref().map_or(0.0, |(rate, _)| *rate);
+        let rates = [("errors", errors), ("delays", self.delays.0), ("hangs", self.hangs), ("panics", self.panics)];
+        for (setting, rate) in rates {
+            checks.require((0.0..=1.0).contains(&rate), setting, rate, "must be between 0 and 1");
+        }
+        let range = &self.delays.1;
+        checks.require(!range.is_empty(), "delays", range, "must not be an empty range");
+        checks.finish()?;
+        let none = || AtomicU64::new(0);
+        let shared = Shared {
+            settings: self,
+            enabled: AtomicBool::new(true),
+            calls: none(),
+            errors: none(),
+            delays: none(),
+            hangs: none(),
+            panics: none(),
+        };
+        Ok(Chaos { shared: Arc::new(shared) })
+    }
+}
+
+impl<E> fmt::Debug for ChaosBuilder<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, errors, delays, hangs, panics } = self;
+        f.debug_struct("ChaosBuilder")
+            .field("seed", seed)
+            .field("errors", &errors.as_ref().map_or(0.0, |(rate, _)| *rate))
+            .field("delays", delays)
+            .field("hangs", hangs)
+            .field("panics", panics)
+            .finish()
+    }
+}
+
+/// A [`Chaos`] as a tower layer.
+pub struct ChaosLayer<E> {
+    chaos: Chaos<E>,
+}
+
+impl<S, E> Layer<S> for ChaosLayer<E> {
+    type Service = ChaosService<S, E>;
+
+    fn layer(&self, inner: S) -> ChaosService<S, E> {
+        ChaosService { inner, chaos: self.chaos.clone() }
+    }
+}
+
+impl<E> Clone for ChaosLayer<E> {
+    fn clone(&self) -> Self {
+        Self { chaos: self.chaos.clone() }
+    }
+}
+
+impl<E> fmt::Debug for ChaosLayer<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ChaosLayer").field(&self.chaos).finish()
+    }
+}
+
+/// The service of [`ChaosLayer`].
+pub struct ChaosService<S, E> {
+    inner: S,
+    chaos: Chaos<E>,
+}
+
+impl<S, Req> Service<Req> for ChaosService<S, S::Error>
+where
+    S: Service<Req> + Clone,
+    S::Future: Future<Output = Result<S::Response, S::Error>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, req: Req) -> Self::Future {
+        let (delay, end) = self.chaos.next();
+        let end = end.unwrap_or_else(|| End::Run(self.inner.call(req)));
+        if !matches!(end, End::Run(_)) {
+            // What it has reserved by being ready is not called for.
+            self.inner = self.inner.clone();
+        }
+        ResponseFuture::new(delay, end, None)
+    }
+}
+
+impl<S: Clone, E> Clone for ChaosService<S, E> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), chaos: self.chaos.clone() }
+    }
+}
+
+impl<S: fmt::Debug, E> fmt::Debug for ChaosService<S, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChaosService").field("inner", &self.inner).field("chaos", &self.chaos).finish()
+    }
+}

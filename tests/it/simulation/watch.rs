@@ -1,0 +1,177 @@
+//! What a run sees of the service's side: every attempt, when it began and whether it runs, and every move of the circuit. What
+//! must not be is noted, as nothing of it may look like a fault of the service.
+
+use std::{
+    future::Future,
+    panic::resume_unwind,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use buttress::{
+    CircuitBreaker,
+    circuit_breaker::{State, Transition},
+    retry,
+};
+use tokio::time::Instant;
+use tower::Service;
+
+use super::plan::{Deed, End};
+
+/// Of one run, shared by its service, its circuit's listener and its driver.
+#[derive(Debug, Default)]
+pub struct Watch {
+    seen: Mutex<Seen>,
+    /// Set if each attempt reaches the service when it is admitted: no other tells where the circuit stood then.
+    pub breaker: OnceLock<CircuitBreaker>,
+}
+
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The call that is being polled or made.
+    pub current: Option<usize>,
+    pub attempts: Vec<Attempt>,
+    pub moves: Vec<(Instant, Transition)>,
+    /// While a hand is on the circuit.
+    pub by_hand: bool,
+    /// In `call`.
+    pub panics: u64,
+    pub wrong: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub call: usize,
+    /// From 1.
+    pub number: u32,
+    pub at: Instant,
+    pub runs: bool,
+    /// How often the circuit had moved, and where it stood.
+    moves: usize,
+    state: Option<State>,
+}
+
+impl Watch {
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap()
+    }
+
+    /// Notes an attempt, and returns its place.
+    fn begin(&self) -> usize {
+        let state = self.breaker.get().map(CircuitBreaker::state);
+        let number = retry::current_attempt().unwrap_or(1);
+        let mut seen = self.seen();
+        let Some(call) = seen.current else { panic!("the service was called while nobody was polled") };
+        let attempt = Attempt { call, number, at: Instant::now(), runs: true, moves: seen.moves.len(), state };
+        // An attempt that was refused, or cut off before the service was ready, is not seen here.
+        if let Some(last) = seen.of(call).last().filter(|last| number <= last.number) {
+            let wrong = format!("call {call}: attempt {number} after attempt {}", last.number);
+            seen.wrong.push(wrong);
+        }
+        if matches!(state, Some(State::Open | State::ForcedOpen)) {
+            seen.wrong.push(format!("call {call} was admitted by a circuit that is {state:?}"));
+        }
+        seen.attempts.push(attempt);
+        seen.attempts.len() - 1
+    }
+
+    fn end(&self, attempt: usize) {
+        self.seen().attempts[attempt].runs = false;
+    }
+
+    /// The circuit's listener.
+    pub fn moved(&self, transition: &Transition) {
+        let mut seen = self.seen();
+        let now = Instant::now();
+        let legal = seen.by_hand
+            || match (transition.from, transition.to) {
+                (State::Closed | State::HalfOpen, State::Open) => transition.open_for.is_some(),
+                (State::HalfOpen, State::Closed) => true,
+                (State::Shadow, State::Shadow) => transition.would_open(),
+                (State::Open, State::HalfOpen) => {
+                    let opened = seen.moves.last().expect("it was opened");
+                    now.duration_since(opened.0) >= opened.1.open_for.unwrap_or(Duration::MAX)
+                }
+                _ => false,
+            };
+        let follows = seen.moves.last().is_none_or(|(_, last)| last.to == transition.from);
+        if !(legal && follows) {
+            let last = seen.moves.last().copied();
+            seen.wrong.push(format!("the circuit moved by {transition:?} after {last:?}"));
+        }
+        seen.moves.push((now, *transition));
+    }
+}
+
+impl Seen {
+    pub fn running(&self) -> usize {
+        self.attempts.iter().filter(|attempt| attempt.runs).count()
+    }
+
+    /// Probes that are out in the present round.
+    pub fn probing(&self) -> usize {
+        let this_round =
+            |attempt: &&Attempt| attempt.moves == self.moves.len() && attempt.state == Some(State::HalfOpen);
+        self.attempts.iter().filter(this_round).filter(|attempt| attempt.runs).count()
+    }
+
+    pub fn of(&self, call: usize) -> impl Iterator<Item = &Attempt> {
+        self.attempts.iter().filter(move |attempt| attempt.call == call)
+    }
+}
+
+/// A service that is watched.
+#[derive(Clone, Debug)]
+pub struct Watched<S> {
+    pub inner: S,
+    pub watch: Arc<Watch>,
+    /// What the attempts do, over and over.
+    pub deeds: Arc<[Deed]>,
+}
+
+impl<S, Req> Service<Req> for Watched<S>
+where
+    S: Service<Req>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = WatchedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, req: Req) -> WatchedFuture<S::Future> {
+        let attempt = self.watch.begin();
+        let future = WatchedFuture { inner: Box::pin(self.inner.call(req)), attempt, watch: self.watch.clone() };
+        if matches!(self.deeds[attempt % self.deeds.len()].end, End::PanicInCall) {
+            self.watch.seen().panics += 1;
+            resume_unwind(Box::new("a panic on purpose, in `call`"));
+        }
+        future
+    }
+}
+
+/// Runs until it is dropped.
+#[derive(Debug)]
+pub struct WatchedFuture<F> {
+    inner: Pin<Box<F>>,
+    attempt: usize,
+    watch: Arc<Watch>,
+}
+
+impl<F: Future> Future for WatchedFuture<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.inner.as_mut().poll(cx)
+    }
+}
+
+impl<F> Drop for WatchedFuture<F> {
+    fn drop(&mut self) {
+        self.watch.end(self.attempt);
+    }
+}

@@ -1,0 +1,550 @@
+//! One run of a plan: takes its steps, lets everybody who was woken run, and looks whether all is as it must be.
+
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use buttress::{
+    Classify, Error, Kind, Lift, Policy, PolicyService, Reason, Rejection, Rule, Shutdown, Verdict,
+    circuit_breaker::State,
+    retry::CloneRequest,
+    shutdown,
+    testing::{Act, Scripted},
+};
+use tokio::{
+    select,
+    sync::Notify,
+    task::unconstrained,
+    time::{Instant, advance, sleep_until},
+};
+use tower::{Service, ServiceExt};
+
+use super::{
+    plan::{Deed, End, Force, Plan, Step, Way},
+    watch::{Seen, Watch, Watched},
+};
+use crate::support::{ms, secs};
+
+/// What an error of the service says.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Of the service's call.
+    number: u64,
+    end: End,
+}
+
+/// Held by everything that a run makes, so that what is left of it shows.
+#[derive(Clone, Debug)]
+struct Token(#[allow(dead_code, reason = "it is counted")] Arc<()>);
+
+#[derive(Clone, Debug)]
+struct Judge(#[allow(dead_code, reason = "it is counted")] Token);
+
+impl Classify<u64, Fault> for Judge {
+    fn classify(&self, outcome: Result<&u64, &Fault>) -> Verdict {
+        let Err(fault) = outcome else { return Verdict::Success };
+        match fault.end {
+            End::Busy(after) => Verdict::Throttled { retry_after: after.map(ms) },
+            End::Wrong => Verdict::Permanent,
+            End::Ignored => Verdict::Ignored,
+            _ => Verdict::TRANSIENT,
+        }
+    }
+}
+
+type Simulated = Kind<Judge, CloneRequest>;
+type Inner = Watched<Scripted<u64, Fault>>;
+type Outcome = Result<u64, Error<Fault>>;
+
+struct Call {
+    number: usize,
+    way: Way,
+    future: Pin<Box<dyn Future<Output = Outcome>>>,
+    woken: Arc<Woken>,
+    /// When the policy first heard of it, if it did.
+    since: Rc<Cell<Option<Instant>>>,
+    polled: bool,
+    /// Polls at this instant.
+    polls: usize,
+}
+
+struct Woken {
+    woken: AtomicBool,
+    bell: Arc<Notify>,
+}
+
+impl Woken {
+    fn new(bell: &Arc<Notify>) -> Self {
+        Self { woken: AtomicBool::new(false), bell: bell.clone() }
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, SeqCst);
+        self.bell.notify_one();
+    }
+}
+
+/// No call is polled more often while the clock stands.
+const MOST_POLLS: usize = 100;
+
+/// A timer may be as late as its wheel is coarse.
+const LATE: Duration = ms(2);
+
+pub struct World {
+    plan: Plan,
+    token: Token,
+    watch: Arc<Watch>,
+    service: Scripted<u64, Fault>,
+    watched: Inner,
+    policy: Policy<Simulated>,
+    shutdown: Option<shutdown::Handle>,
+    kept: PolicyService<Lift<Inner>, Simulated>,
+    calls: Vec<Call>,
+    /// The futures of calls that have ended, which must hold nothing.
+    ended: Vec<Call>,
+    /// When each call began.
+    begun: Vec<Instant>,
+    outcomes: usize,
+    dropped: usize,
+    in_flight: usize,
+    bell: Arc<Notify>,
+    reached: Reached,
+}
+
+/// What has come about in a run.
+pub type Reached = BTreeSet<String>;
+
+/// Runs it. What is wrong, if anything is.
+pub async fn run(plan: &Plan) -> Result<Reached, String> {
+    let mut world = World::new(plan.clone());
+    let steps = async {
+        for (number, step) in plan.steps.iter().enumerate() {
+            world.take(step).await.map_err(|wrong| format!("step {number}, {step:?}: {wrong}"))?;
+        }
+        Ok::<_, String>(())
+    };
+    unconstrained(steps).await?;
+    world.finish()
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        let token = Token(Arc::default());
+        let watch = Arc::new(Watch::default());
+        let deeds = plan.deeds.clone();
+        let service = Scripted::by(move |number| act(deeds[number as usize % deeds.len()], number));
+        let service = service.ready_after(ms(plan.ready_after));
+
+        let mut policy = Policy::cloned("simulated").classify(Judge(token.clone())).seed(plan.seed);
+        if let Some(deadline) = plan.deadline {
+            policy = policy.deadline(ms(deadline));
+        }
+        if let Some(retry) = &plan.retry {
+            policy = policy.retry(retry.builder());
+        }
+        if let Some(breaker) = &plan.breaker {
+            let listener = watch.clone();
+            policy = policy.circuit_breaker(breaker.builder().on_transition(move |moved| listener.moved(moved)));
+        }
+        if let Some(limit) = &plan.limit {
+            policy = policy.concurrency_limit(limit.builder());
+        }
+        if let Some(timeout) = plan.timeout {
+            policy = policy.timeout(ms(timeout));
+        }
+        let shutdown = plan.drains.then(|| Shutdown::builder().build().unwrap().handle());
+        if let Some(shutdown) = &shutdown {
+            policy = policy.shutdown(shutdown);
+        }
+        let policy = policy.build().expect("plans are of valid settings");
+        if let Some(breaker) = policy.circuit_breaker().filter(|_| plan.ready_after == 0) {
+            watch.breaker.set(breaker.clone()).unwrap();
+        }
+        let watched = Watched { inner: service.clone(), watch: watch.clone(), deeds: plan.deeds.clone().into() };
+        let kept = policy.wrap(watched.clone());
+        Self {
+            plan,
+            token,
+            watch,
+            service,
+            watched,
+            policy,
+            shutdown,
+            kept,
+            calls: Vec::new(),
+            ended: Vec::new(),
+            begun: Vec::new(),
+            outcomes: 0,
+            dropped: 0,
+            in_flight: 0,
+            bell: Arc::default(),
+            reached: Reached::new(),
+        }
+    }
+
+    fn reach(&mut self, what: impl Into<String>) {
+        self.reached.insert(what.into());
+    }
+
+    async fn take(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::Start(way) => {
+                if let Some(call) = self.make(*way) {
+                    self.poll(call)?;
+                }
+            }
+            Step::Prepare(way) => drop(self.make(*way)),
+            Step::Poll(which) if !self.calls.is_empty() => self.poll(which % self.calls.len())?,
+            Step::Drop(which) if !self.calls.is_empty() => {
+                let call = self.calls.swap_remove(which % self.calls.len());
+                let runs = self.watch.seen().of(call.number).any(|attempt| attempt.runs);
+                self.reach(if runs { "dropped: in flight" } else { "dropped: elsewhere" });
+                drop(call);
+                self.dropped += 1;
+            }
+            Step::Poll(_) | Step::Drop(_) => {}
+            Step::Jump(by) => {
+                advance(ms(*by)).await;
+                self.forget_polls();
+            }
+            Step::Flow(by) => self.flow(ms(*by)).await?,
+            Step::Resize(max) => {
+                if let Some(limit) = self.policy.concurrency_limit() {
+                    limit.resize(*max);
+                    self.in_flight = self.in_flight.max(limit.in_flight());
+                }
+            }
+            Step::Force(force) => self.force(*force),
+            Step::Drain => {
+                if let Some(shutdown) = &self.shutdown {
+                    shutdown.trigger("simulated");
+                }
+            }
+            Step::Sweep => {
+                self.check_probes()?;
+                self.ended.clear();
+            }
+        }
+        self.settle()?;
+        self.check()
+    }
+
+    /// Makes a call without polling it. `None`: the service that was to take it was not ready.
+    fn make(&mut self, way: Way) -> Option<usize> {
+        let (number, since) = (self.begun.len(), Rc::new(Cell::new(None)));
+        let (policy, token) = (self.policy.clone(), self.token.clone());
+        let inner = self.watched.clone();
+        let future: Pin<Box<dyn Future<Output = Outcome>>> = match way {
+            Way::Call => Box::pin(async move { policy.call(|| inner.clone().oneshot(token.clone())).await }),
+            Way::CallAs => Box::pin(async move {
+                let attempt = || {
+                    let attempt = inner.clone().oneshot(token.clone());
+                    async { attempt.await.map_err(Error::Inner) }
+                };
+                policy.call_as(attempt).await
+            }),
+            Way::Send => {
+                let (mut service, since) = (self.kept.clone(), since.clone());
+                Box::pin(async move {
+                    // Waiting for the service to be ready is not the policy's.
+                    let ready = poll_fn(|cx| Service::<Token>::poll_ready(&mut service, cx)).await;
+                    assert!(ready.is_ok(), "what `poll_ready` returns is the service's own: {ready:?}");
+                    since.set(Some(Instant::now()));
+                    service.call(token).await
+                })
+            }
+            Way::Kept => {
+                let mut nobody = Context::from_waker(Waker::noop());
+                let Poll::Ready(ready) = Service::<Token>::poll_ready(&mut self.kept, &mut nobody) else { return None };
+                assert!(ready.is_ok(), "what `poll_ready` returns is the service's own: {ready:?}");
+                self.watch.seen().current = Some(number);
+                let made = catch_unwind(AssertUnwindSafe(|| self.kept.call(token)));
+                self.watch.seen().current = None;
+                let Ok(future) = made else {
+                    self.reach("panicked in `call`");
+                    self.begun.push(Instant::now());
+                    self.outcomes += 1;
+                    return None;
+                };
+                Box::pin(future)
+            }
+        };
+        let woken = Arc::new(Woken::new(&self.bell));
+        self.begun.push(Instant::now());
+        self.calls.push(Call { number, way, future, woken, since, polled: false, polls: 0 });
+        Some(self.calls.len() - 1)
+    }
+
+    fn force(&mut self, force: Force) {
+        let Some(breaker) = self.policy.circuit_breaker() else { return };
+        self.watch.seen().by_hand = true;
+        match force {
+            Force::Open => breaker.force_open(),
+            Force::Closed => breaker.force_closed(),
+            Force::Shadow => breaker.shadow(),
+            Force::Reset => breaker.reset(),
+        }
+        self.watch.seen().by_hand = false;
+    }
+
+    async fn flow(&mut self, by: Duration) -> Result<(), String> {
+        let end = Instant::now() + by;
+        while Instant::now() < end {
+            let before = Instant::now();
+            let bell = self.bell.clone();
+            select! {
+                biased;
+                () = bell.notified() => {}
+                () = sleep_until(end) => {}
+            }
+            if Instant::now() > before {
+                self.forget_polls();
+            }
+            self.settle()?;
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    fn forget_polls(&mut self) {
+        self.calls.iter_mut().for_each(|call| call.polls = 0);
+    }
+
+    /// Polls whoever was woken, until nobody is.
+    fn settle(&mut self) -> Result<(), String> {
+        while let Some(at) = self.calls.iter().position(|call| call.woken.woken.load(SeqCst)) {
+            self.poll(at)?;
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, at: usize) -> Result<(), String> {
+        let panicked = self.panicked();
+        let now = Instant::now();
+        let call = &mut self.calls[at];
+        let number = call.number;
+        call.polled = true;
+        if call.since.get().is_none() && !matches!(call.way, Way::Send) {
+            call.since.set(Some(now));
+        }
+        call.polls += 1;
+        require(call.polls <= MOST_POLLS, || format!("call {number} wakes itself again and again"))?;
+        // Another one each time: whoever keeps an old waker wakes nobody.
+        call.woken = Arc::new(Woken::new(&self.bell));
+        let waker = Waker::from(call.woken.clone());
+        self.watch.seen().current = Some(number);
+        let polled = catch_unwind(AssertUnwindSafe(|| call.future.as_mut().poll(&mut Context::from_waker(&waker))));
+        self.watch.seen().current = None;
+        match &polled {
+            Ok(Poll::Pending) => return Ok(()),
+            Ok(Poll::Ready(outcome)) => {
+                self.reach(match outcome {
+                    Ok(_) => "answered".into(),
+                    Err(Error::Inner(_)) => "failed".into(),
+                    Err(Error::Rejected(no)) => format!("rejected: {:?}", no.rule()),
+                });
+                self.check_outcome(at, outcome)?;
+            }
+            Err(_) => require(self.panicked() > panicked, || format!("call {number} panicked"))?,
+        }
+        self.outcomes += 1;
+        let call = self.calls.swap_remove(at);
+        if polled.is_err() {
+            self.reach("panicked");
+            // As a runtime does: what panicked has not returned, and holds what it had until it is dropped.
+            drop(call);
+            return Ok(());
+        }
+        self.check_call(&call, &self.watch.seen())?;
+        let left = self.watch.seen().of(number).any(|attempt| attempt.runs);
+        self.ended.push(call);
+        require(!left, || format!("call {number} has ended, and an attempt of it runs on"))
+    }
+
+    /// How often the service has.
+    fn panicked(&self) -> u64 {
+        self.service.calls().counted().panicked + self.watch.seen().panics
+    }
+
+    fn check_outcome(&self, at: usize, outcome: &Outcome) -> Result<(), String> {
+        let (call, now) = (&self.calls[at], Instant::now());
+        let wrong = || format!("call {} ended with {outcome:?}", call.number);
+        let seen = self.watch.seen();
+        let last = seen.attempts.iter().rposition(|attempt| attempt.call == call.number);
+        // Whatever comes of it is what came of its last attempt.
+        match outcome {
+            Ok(number) => require(last == Some(*number as usize), wrong),
+            Err(Error::Inner(fault)) => require(last == Some(fault.number as usize), wrong),
+            Err(Error::Rejected(no)) => require(self.may_reject(no, call, now), wrong),
+        }
+    }
+
+    fn may_reject(&self, no: &Rejection, call: &Call, now: Instant) -> bool {
+        let passed = now.duration_since(call.since.get().expect("it has come to the policy"));
+        match no.reason() {
+            Reason::Timeout => self.plan.timeout.is_some(),
+            Reason::DeadlineExceeded => self.plan.deadline.is_some_and(|deadline| passed >= ms(deadline)),
+            Reason::CircuitOpen => {
+                let comes_back = no.retry_after().is_some_and(|wait| !wait.is_zero());
+                self.plan.breaker.is_some() && comes_back == (no.rule() != Rule::Forced)
+            }
+            Reason::Overloaded => self.plan.limit.is_some(),
+            Reason::ShuttingDown => self.shutdown.as_ref().is_some_and(shutdown::Handle::is_draining),
+            _ => false,
+        }
+    }
+
+    // ---------------------------------------------------------------- what must be
+
+    fn check(&mut self) -> Result<(), String> {
+        let now = Instant::now();
+        let counted = self.service.calls().counted();
+        let seen = self.watch.seen();
+        if let Some(wrong) = seen.wrong.first() {
+            return Err(wrong.clone());
+        }
+        let ends = counted.answered + counted.failed + counted.panicked + counted.dropped + counted.in_flight;
+        require(counted.started == ends, || format!("{counted:?}"))?;
+        require(self.outcomes + self.dropped + self.calls.len() == self.begun.len(), || {
+            format!("{} calls began, {} had an outcome, {} were dropped", self.begun.len(), self.outcomes, self.dropped)
+        })?;
+
+        for call in &self.calls {
+            self.check_call(call, &seen)?;
+            let waits = call.since.get().map(|since| now.duration_since(since));
+            let in_time = waits.zip(self.plan.deadline).is_none_or(|(waits, deadline)| waits < ms(deadline) + LATE);
+            require(in_time, || format!("call {} waits after {waits:?}", call.number))?;
+        }
+
+        let (running, probing) = (seen.running(), seen.probing());
+        drop(seen);
+        self.check_budget()?;
+        if self.policy.concurrency_limit().is_some_and(|limit| limit.waiting() > 1) {
+            self.reach("queued");
+        }
+        if let (Some(breaker), Some(plan)) = (self.policy.circuit_breaker(), &self.plan.breaker) {
+            let state = breaker.state();
+            require(state != State::HalfOpen || probing <= plan.probes as usize, || {
+                format!("{probing} probes are out")
+            })?;
+            let last = self.watch.seen().moves.last().map(|(_, last)| last.to);
+            require(last.is_none_or(|last| last == state), || format!("it is {state:?}, and was told to be {last:?}"))?;
+        }
+        self.check_limit(running)
+    }
+
+    /// Of a call that has ended or has not: what it asked of the service, and when.
+    fn check_call(&self, call: &Call, seen: &Seen) -> Result<(), String> {
+        let Some(since) = call.since.get() else { return Ok(()) };
+        let (now, number) = (Instant::now(), call.number);
+        let most = self.plan.retry.as_ref().map_or(1, |retry| retry.attempts);
+        // Otherwise it is asked by an attempt that runs already, whose answer wins over the deadline.
+        let at_once = self.plan.ready_after == 0 || matches!(call.way, Way::Send | Way::Kept);
+        for attempt in seen.of(number) {
+            let tell = |what: &str| format!("call {number}: attempt {} {what}", attempt.number);
+            require(attempt.number <= most, || tell("is one too many"))?;
+            let in_time = self.plan.deadline.is_none_or(|deadline| attempt.at < since + ms(deadline));
+            require(in_time || !at_once, || tell("comes after the deadline"))?;
+            let ran = now.duration_since(attempt.at.max(since));
+            let cut_off = !attempt.runs || self.plan.timeout.is_none_or(|timeout| ran < ms(timeout) + LATE);
+            require(cut_off, || tell("runs for too long"))?;
+        }
+        Ok(())
+    }
+
+    /// Where a circuit is half-open and no probe is out, somebody may probe, whoever keeps what of the calls that have ended.
+    fn check_probes(&self) -> Result<(), String> {
+        let Some(breaker) = self.watch.breaker.get() else { return Ok(()) };
+        if breaker.state() != State::HalfOpen || self.watch.seen().probing() != 0 {
+            return Ok(());
+        }
+        let refused = breaker.try_acquire().err();
+        require(refused.is_none(), || format!("a probe is lost: {refused:?}"))
+    }
+
+    fn check_limit(&mut self, running: usize) -> Result<(), String> {
+        let Some(limit) = self.policy.concurrency_limit() else { return Ok(()) };
+        let (in_flight, waiting, max) = (limit.in_flight(), limit.waiting(), limit.max_in_flight());
+        let tell = || format!("{in_flight} of {max} in flight, {waiting} wait, {running} run");
+        require(running <= in_flight && in_flight + waiting <= self.calls.len(), tell)?;
+        let all_polled = self.calls.iter().all(|call| call.polled);
+        require(in_flight == running || !all_polled || self.plan.ready_after > 0, || {
+            format!("a permit is lost: {}", tell())
+        })?;
+        require(in_flight <= max.max(self.in_flight), || format!("over-admitted: {}", tell()))?;
+        require(waiting == 0 || in_flight >= max, || format!("nobody is let in: {}", tell()))?;
+        require(waiting <= self.plan.limit.as_ref().map_or(0, |limit| limit.queue), || {
+            format!("too many: {}", tell())
+        })?;
+        let draining = self.shutdown.as_ref().is_some_and(shutdown::Handle::is_draining);
+        require(waiting == 0 || !draining, || format!("somebody waits while it drains: {}", tell()))?;
+        self.in_flight = if in_flight > max { in_flight } else { 0 };
+        Ok(())
+    }
+
+    /// In any ten seconds, so many retries to so many calls.
+    fn check_budget(&self) -> Result<(), String> {
+        let Some((percent, floor)) = self.plan.retry.as_ref().and_then(|retry| retry.budget) else { return Ok(()) };
+        let seen = self.watch.seen();
+        let retries: Vec<_> = seen.attempts.iter().filter(|attempt| attempt.number > 1).map(|it| it.at).collect();
+        let Some(&now) = retries.last() else { return Ok(()) };
+        // The window slides in tenths; calls that nobody has timed yet may be counted late.
+        let within = |times: &[Instant], span| times.iter().filter(|at| now.duration_since(**at) < span).count();
+        let calls: Vec<_> = self.begun.iter().copied().filter(|begun| *begun <= now).collect();
+        let deposits = calls.len().min(within(&calls, secs(11)) + 63);
+        let most = deposits as f64 * f64::from(percent) / 100.0 + f64::from(floor) * 10.0;
+        let made = within(&retries, secs(9));
+        require(made as f64 <= most + 1e-6, || format!("{made} retries where {most} are paid for by {deposits} calls"))
+    }
+
+    /// Drops everything, and looks what is left.
+    fn finish(mut self) -> Result<Reached, String> {
+        // From the front, as nobody promises an order.
+        while !self.calls.is_empty() {
+            drop(self.calls.swap_remove(0));
+        }
+        self.check_probes()?;
+        let Self { token, watch, service, policy, kept, ended, mut reached, .. } = self;
+        reached.extend(watch.seen().moves.iter().map(|(_, moved)| format!("{:?} -> {:?}", moved.from, moved.to)));
+        reached.extend(watch.seen().attempts.iter().map(|attempt| format!("attempt {}", attempt.number)));
+        let limit = policy.concurrency_limit().cloned();
+        drop(ended);
+        let counted = service.calls().counted();
+        require(counted.in_flight == 0 && watch.seen().running() == 0, || format!("attempts are left: {counted:?}"))?;
+        if let Some(limit) = limit {
+            let left = (limit.in_flight(), limit.waiting());
+            require(left == (0, 0), || format!("permits are left: {left:?}"))?;
+        }
+        drop((policy, kept, service));
+        let left = Arc::strong_count(&token.0) - 1;
+        require(left == 0, || format!("{left} of policies, requests and calls are left"))?;
+        Ok(reached)
+    }
+}
+
+fn act(deed: Deed, number: u64) -> Act<u64, Fault> {
+    let act = match deed.end {
+        End::Answer => Act::answer(number),
+        End::Hang => Act::hang(),
+        End::Panic => Act::panic(),
+        end => Act::error(Fault { number, end }),
+    };
+    act.after(ms(deed.after))
+}
+
+fn require(holds: bool, wrong: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(wrong()) }
+}
