@@ -12,6 +12,8 @@ use crate::support::ms;
 pub struct Plan {
     pub seed: u64,
     pub deadline: Option<u64>,
+    /// Of whoever calls, from when the call is made.
+    pub outer_deadline: Option<u64>,
     pub retry: Option<Retries>,
     pub breaker: Option<Breaker>,
     pub limit: Option<Limit>,
@@ -122,12 +124,13 @@ pub enum Force {
 
 /// A plan is made of numbers, and the smaller they are, the simpler it is: so it shrinks, and is made in no time.
 pub fn plan() -> impl Strategy<Value = Plan> {
-    (vec(any::<u32>(), 60), vec(any::<u32>(), 1..28)).prop_map(|(numbers, steps)| {
+    (vec(any::<u32>(), 64), vec(any::<u32>(), 1..28)).prop_map(|(numbers, steps)| {
         let mut draws = Draws(&numbers);
         // Each draws what it draws, whether it is there or not, so that leaving it out leaves the others as they are.
         Plan {
             seed: draws.below(1000),
             deadline: draws.maybe(60, |draws| draws.between(5, 200)),
+            outer_deadline: draws.maybe(25, |draws| draws.between(3, 150)),
             timeout: draws.maybe(60, |draws| draws.between(3, 60)),
             drains: draws.is(25),
             ready_after: draws.maybe(20, |draws| draws.between(1, 20)).unwrap_or(0),

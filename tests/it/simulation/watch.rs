@@ -11,7 +11,7 @@ use std::{
 };
 
 use buttress::{
-    CircuitBreaker,
+    CircuitBreaker, ConcurrencyLimit,
     circuit_breaker::{State, Transition},
     retry,
 };
@@ -26,6 +26,7 @@ pub struct Watch {
     seen: Mutex<Seen>,
     /// Set if each attempt reaches the service when it is admitted: no other tells where the circuit stood then.
     pub breaker: OnceLock<CircuitBreaker>,
+    pub limit: OnceLock<ConcurrencyLimit>,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +79,12 @@ impl Watch {
     }
 
     fn end(&self, attempt: usize) {
-        self.seen().attempts[attempt].runs = false;
+        let mut seen = self.seen();
+        let (running, in_flight) = (seen.running(), self.limit.get().map(ConcurrencyLimit::in_flight));
+        if in_flight.is_some_and(|in_flight| in_flight < running) {
+            seen.wrong.push(format!("attempt {attempt} runs on without a permit"));
+        }
+        seen.attempts[attempt].runs = false;
     }
 
     /// The circuit's listener.
@@ -111,10 +117,9 @@ impl Seen {
     }
 
     /// Probes that are out in the present round.
-    pub fn probing(&self) -> usize {
-        let this_round =
-            |attempt: &&Attempt| attempt.moves == self.moves.len() && attempt.state == Some(State::HalfOpen);
-        self.attempts.iter().filter(this_round).filter(|attempt| attempt.runs).count()
+    pub fn probing(&self) -> impl Iterator<Item = &Attempt> {
+        let this_round = |it: &&Attempt| it.moves == self.moves.len() && it.state == Some(State::HalfOpen);
+        self.attempts.iter().filter(this_round).filter(|attempt| attempt.runs)
     }
 
     pub fn of(&self, call: usize) -> impl Iterator<Item = &Attempt> {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use buttress::{
-    Classify, Error, Kind, Lift, Policy, PolicyService, Reason, Rejection, Rule, Shutdown, Verdict,
+    Classify, Deadline, Error, Kind, Lift, Policy, PolicyService, Reason, Rejection, Rule, Shutdown, Verdict,
     circuit_breaker::State,
     retry::CloneRequest,
     shutdown,
@@ -173,6 +173,9 @@ impl World {
         if let Some(breaker) = policy.circuit_breaker().filter(|_| plan.ready_after == 0) {
             watch.breaker.set(breaker.clone()).unwrap();
         }
+        if let Some(limit) = policy.concurrency_limit() {
+            watch.limit.set(limit.clone()).unwrap();
+        }
         let watched = Watched { inner: service.clone(), watch: watch.clone(), deeds: plan.deeds.clone().into() };
         let kept = policy.wrap(watched.clone());
         Self {
@@ -282,6 +285,10 @@ impl World {
                 Box::pin(future)
             }
         };
+        let future = match self.plan.outer_deadline {
+            Some(deadline) => Box::pin(Deadline::after(ms(deadline)).scope(future)),
+            None => future,
+        };
         let woken = Arc::new(Woken::new(&self.bell));
         self.begun.push(Instant::now());
         self.calls.push(Call { number, way, future, woken, since, polled: false, polls: 0 });
@@ -384,6 +391,7 @@ impl World {
         let wrong = || format!("call {} ended with {outcome:?}", call.number);
         let seen = self.watch.seen();
         let last = seen.attempts.iter().rposition(|attempt| attempt.call == call.number);
+        drop(seen);
         // Whatever comes of it is what came of its last attempt.
         match outcome {
             Ok(number) => require(last == Some(*number as usize), wrong),
@@ -393,11 +401,17 @@ impl World {
     }
 
     fn may_reject(&self, no: &Rejection, call: &Call, now: Instant) -> bool {
-        let passed = now.duration_since(call.since.get().expect("it has come to the policy"));
         match no.reason() {
             Reason::Timeout => self.plan.timeout.is_some(),
-            Reason::DeadlineExceeded => self.plan.deadline.is_some_and(|deadline| passed >= ms(deadline)),
+            Reason::DeadlineExceeded => self.deadline(call).is_some_and(|deadline| now >= deadline),
             Reason::CircuitOpen => {
+                // A probe that hangs keeps others out for no longer than the lease. (A kept service has asked before.)
+                let lease = self.plan.breaker.as_ref().map_or(0, |breaker| breaker.lease);
+                let oldest = self.watch.seen().probing().map(|probe| probe.at).min();
+                let hangs = oldest.is_some_and(|oldest| now >= oldest + ms(lease));
+                if no.rule() == Rule::ProbesOut && hangs && !matches!(call.way, Way::Kept) {
+                    return false;
+                }
                 let comes_back = no.retry_after().is_some_and(|wait| !wait.is_zero());
                 self.plan.breaker.is_some() && comes_back == (no.rule() != Rule::Forced)
             }
@@ -424,12 +438,11 @@ impl World {
 
         for call in &self.calls {
             self.check_call(call, &seen)?;
-            let waits = call.since.get().map(|since| now.duration_since(since));
-            let in_time = waits.zip(self.plan.deadline).is_none_or(|(waits, deadline)| waits < ms(deadline) + LATE);
-            require(in_time, || format!("call {} waits after {waits:?}", call.number))?;
+            let in_time = self.deadline(call).is_none_or(|deadline| now < deadline + LATE);
+            require(in_time, || format!("call {} waits past its deadline", call.number))?;
         }
 
-        let (running, probing) = (seen.running(), seen.probing());
+        let (running, probing) = (seen.running(), seen.probing().count());
         drop(seen);
         self.check_budget()?;
         if self.policy.concurrency_limit().is_some_and(|limit| limit.waiting() > 1) {
@@ -456,7 +469,7 @@ impl World {
         for attempt in seen.of(number) {
             let tell = |what: &str| format!("call {number}: attempt {} {what}", attempt.number);
             require(attempt.number <= most, || tell("is one too many"))?;
-            let in_time = self.plan.deadline.is_none_or(|deadline| attempt.at < since + ms(deadline));
+            let in_time = self.deadline(call).is_none_or(|deadline| attempt.at < deadline);
             require(in_time || !at_once, || tell("comes after the deadline"))?;
             let ran = now.duration_since(attempt.at.max(since));
             let cut_off = !attempt.runs || self.plan.timeout.is_none_or(|timeout| ran < ms(timeout) + LATE);
@@ -465,10 +478,18 @@ impl World {
         Ok(())
     }
 
+    /// The earlier one of the policy's and the caller's, once the policy has heard of the call.
+    fn deadline(&self, call: &Call) -> Option<Instant> {
+        let since = call.since.get()?;
+        let own = self.plan.deadline.map(|deadline| since + ms(deadline));
+        let outer = self.plan.outer_deadline.map(|deadline| self.begun[call.number] + ms(deadline));
+        own.into_iter().chain(outer).min()
+    }
+
     /// Where a circuit is half-open and no probe is out, somebody may probe, whoever keeps what of the calls that have ended.
     fn check_probes(&self) -> Result<(), String> {
         let Some(breaker) = self.watch.breaker.get() else { return Ok(()) };
-        if breaker.state() != State::HalfOpen || self.watch.seen().probing() != 0 {
+        if breaker.state() != State::HalfOpen || self.watch.seen().probing().count() != 0 {
             return Ok(());
         }
         let refused = breaker.try_acquire().err();
