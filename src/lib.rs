@@ -107,6 +107,7 @@ pub mod rejection;
 pub mod retry;
 pub mod shutdown;
 mod spread;
+mod sync;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;

@@ -8,7 +8,7 @@
 //! inside of retry, so that no permit is held during a backoff. The attempt timeout is innermost, so that it does
 //! not count the queue. The order is fixed; the single layers are there for any other.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use tower::Layer;
 
@@ -233,8 +233,8 @@ impl<K> PolicyParts<K> {
     /// Whether nobody holds one of its own parts.
     pub(crate) fn is_sole(&self) -> bool {
         let own_breaker = self.breaker.as_ref().filter(|_| !self.lent.breaker);
-        own_breaker.is_none_or(|breaker| is_sole(&breaker.shared))
-            && self.own_limit().is_none_or(|limit| is_sole(&limit.shared))
+        own_breaker.is_none_or(|breaker| is_sole(Arc::strong_count(&breaker.shared)))
+            && self.own_limit().is_none_or(|limit| is_sole(Arc::strong_count(&limit.shared)))
     }
 
     fn own_limit(&self) -> Option<&ConcurrencyLimit> {

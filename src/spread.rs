@@ -5,56 +5,21 @@
 //! down. If all threads do that on one count, the count is the bottleneck: two threads then reach a
 //! third of the throughput that they have apart.
 
-use std::{
-    cell::Cell,
-    fmt,
-    ops::Deref,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{
-            AtomicU64, AtomicUsize,
-            Ordering::{Acquire, Relaxed, Release},
-            fence,
-        },
+use std::{fmt, ops::Deref, sync::PoisonError};
+
+use crate::sync::{
+    Arc, Mutex, Weak,
+    atomic::{
+        AtomicU64, AtomicUsize,
+        Ordering::{Acquire, Relaxed, Release},
+        fence,
     },
 };
 
-/// How many slots there are: a power of two, near the number of cores.
-pub(crate) fn slots() -> usize {
-    static SLOTS: OnceLock<usize> = OnceLock::new();
-    *SLOTS.get_or_init(|| {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        cores.next_power_of_two().clamp(2, 32)
-    })
-}
+#[cfg_attr(buttress_loom, path = "spread/modelled.rs")]
+mod threads;
 
-/// A thread's slot. While there are slots that no living thread owns, the next thread that asks owns one; further
-/// threads take turns in sharing them.
-///
-/// Below [`slots`].
-#[inline]
-pub(crate) fn slot() -> usize {
-    match SLOT.get() {
-        usize::MAX => assign(),
-        slot => slot,
-    }
-}
-
-/// Whether no other thread has this thread's slot, as long as this one lives. To be asked after [`slot`].
-#[inline]
-pub(crate) fn owns_slot() -> bool {
-    OWNS.get()
-}
-
-thread_local! {
-    static SLOT: Cell<usize> = const { Cell::new(usize::MAX) };
-    static OWNS: Cell<bool> = const { Cell::new(false) };
-    /// Apart from the two, which can then be read without asking whether they are still there.
-    static OWNED: Owned = const { Owned(Cell::new(None)) };
-}
-
-/// Those that threads own.
-static TAKEN: Taken = Taken(AtomicUsize::new(0));
+pub(crate) use threads::{owns_slot, slot, slots};
 
 /// A bit for each slot that is taken. Taken with Acquire and given back with Release, so that who owns a slot next sees
 /// all that the last owner wrote there.
@@ -71,38 +36,6 @@ impl Taken {
     fn give_back(&self, slot: usize) {
         self.0.fetch_and(!(1 << slot), Release);
     }
-}
-
-/// The slot that this thread owns, given back when the thread ends.
-struct Owned(Cell<Option<usize>>);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        if let Some(slot) = self.0.take() {
-            // What still runs on this thread, other destructors, shares it from now on.
-            OWNS.set(false);
-            TAKEN.give_back(slot);
-        }
-    }
-}
-
-#[cold]
-fn assign() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let slot = match TAKEN.take(slots()) {
-        Some(slot) => {
-            // Not if the thread ends, and would not give it back.
-            OWNS.set(OWNED.try_with(|owned| owned.0.set(Some(slot))).is_ok());
-            if !OWNS.get() {
-                TAKEN.give_back(slot);
-            }
-            slot
-        }
-        // Relaxed: only the number matters, nothing is published by it.
-        None => NEXT.fetch_add(1, Relaxed) & (slots() - 1),
-    };
-    SLOT.set(slot);
-    slot
 }
 
 /// One value per slot, each on cache lines of its own (two lines, as processors fetch them in pairs).
@@ -171,18 +104,17 @@ struct Root<T> {
     moves: AtomicU64,
 }
 
-/// Whether nobody else holds it. Then it stays so for as long as the caller keeps it from being cloned, and what the
-/// others did with it is seen.
-pub(crate) fn is_sole<T>(shared: &Arc<T>) -> bool {
-    let sole = Arc::strong_count(shared) == 1;
+/// Whether nobody else holds the `Arc` that has this strong count. Then it stays so for as long as the caller keeps it from
+/// being cloned, and what the others did with it is seen.
+pub(crate) fn is_sole(strong_count: usize) -> bool {
     // Pairs with the Release with which an `Arc` is counted down.
     fence(Acquire);
-    sole
+    strong_count == 1
 }
 
 impl<T> Spread<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { seat: Root::seat(&Arc::new(Root { value, seats: padded(), moves: AtomicU64::new(0) }), slot()) }
+        Self { seat: Seat::of(&Arc::new(Root { value, seats: padded(), moves: AtomicU64::new(0) }), slot()) }
     }
 
     /// Moved to this thread's slot, so that what is cloned of it [`beside`](Self::beside) is cheap here.
@@ -210,20 +142,20 @@ impl<T> Spread<T> {
         // Acquire: where a clone has moved to until now is seen below. Afterwards, the fence of `is_sole` pairs with
         // the release of the seat that a clone has left, and shows its move.
         let moves = root.moves.load(Acquire);
-        is_sole(root) && is_sole(&self.seat) && root.moves.load(Relaxed) == moves
+        is_sole(Arc::strong_count(root)) && is_sole(Arc::strong_count(&self.seat)) && root.moves.load(Relaxed) == moves
     }
 }
 
-impl<T> Root<T> {
+impl<T> Seat<T> {
     #[cold]
-    fn seat(self: &Arc<Self>, slot: usize) -> Arc<Seat<T>> {
-        let mut seat = self.seats[slot].0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn of(root: &Arc<Root<T>>, slot: usize) -> Arc<Self> {
+        let mut seat = root.seats[slot].0.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = seat.upgrade().unwrap_or_else(|| {
-            let new = Arc::new(Seat { slot, root: Arc::clone(self) });
+            let new = Arc::new(Seat { slot, root: Arc::clone(root) });
             *seat = Arc::downgrade(&new);
             new
         });
-        self.moves.fetch_add(1, Release);
+        root.moves.fetch_add(1, Release);
         taken
     }
 }
@@ -232,7 +164,7 @@ impl<T> Clone for Spread<T> {
     #[inline]
     fn clone(&self) -> Self {
         let here = slot();
-        let seat = if self.seat.slot == here { Arc::clone(&self.seat) } else { self.seat.root.seat(here) };
+        let seat = if self.seat.slot == here { Arc::clone(&self.seat) } else { Seat::of(&self.seat.root, here) };
         Self { seat }
     }
 }
@@ -252,9 +184,12 @@ impl<T: fmt::Debug> fmt::Debug for Spread<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, buttress_loom))]
+mod models;
+
+#[cfg(all(test, not(buttress_loom)))]
 mod tests {
-    use super::*;
+    use super::{threads::SLOT, *};
 
     #[test]
     fn clones_share_one_value_across_threads_and_the_last_one_drops_it() {
@@ -333,12 +268,6 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_keeps_its_slot() {
-        assert_eq!(slot(), slot());
-        assert!(slot() < slots() && slots().is_power_of_two());
-    }
-
-    #[test]
     fn a_slot_is_owned_by_one_thread_at_a_time() {
         const OF: usize = 3;
         let (pool, owners) = (Taken(AtomicUsize::new(0)), [const { AtomicUsize::new(0) }; OF]);
@@ -360,31 +289,5 @@ mod tests {
         assert_eq!(owners.iter().map(|owner| owner.load(Relaxed)).sum::<usize>(), taken.load(Relaxed));
         let all: Vec<_> = (0..=OF).map(|_| pool.take(OF)).collect();
         assert_eq!(all, [Some(0), Some(1), Some(2), None]);
-    }
-
-    #[test]
-    fn what_runs_when_a_thread_ends_no_longer_owns_its_slot() {
-        struct AtTheEnd(std::sync::mpsc::Sender<bool>);
-        impl Drop for AtTheEnd {
-            fn drop(&mut self) {
-                self.0.send(owns_slot()).unwrap();
-            }
-        }
-        thread_local!(static LAST: Cell<Option<AtTheEnd>> = const { Cell::new(None) });
-        // One that nobody else is ever given.
-        let mine = usize::BITS as usize - 2;
-        let (tell, hear) = std::sync::mpsc::channel();
-        let taken = move || TAKEN.0.load(Relaxed) & 1 << mine != 0;
-        std::thread::spawn(move || {
-            // Touched first, so dropped last.
-            LAST.set(Some(AtTheEnd(tell)));
-            TAKEN.0.fetch_or(1 << mine, Relaxed);
-            OWNED.with(|owned| owned.0.set(Some(mine)));
-            OWNS.set(true);
-            assert!(owns_slot() && taken());
-        })
-        .join()
-        .unwrap();
-        assert!(!hear.recv().unwrap() && !taken());
     }
 }

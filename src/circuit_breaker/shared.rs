@@ -5,10 +5,7 @@ use std::{
     collections::VecDeque,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering::*, fence},
-    },
+    sync::PoisonError,
     time::Duration,
 };
 
@@ -28,6 +25,10 @@ use crate::{
     clock::since,
     random::Random,
     spread::{Counter, Padded},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, Ordering::*, fence},
+    },
     window::Window,
 };
 
@@ -98,6 +99,10 @@ struct Inner {
     /// Whether somebody is telling; there is one at a time, so that they are told in order.
     telling: bool,
 }
+
+/// How often a reader looks at words that are being published before it waits for the publisher. (Each look multiplies the
+/// interleavings of a model.)
+const LOOKS: usize = if cfg!(buttress_loom) { 1 } else { 16 };
 
 /// A listener that flips the breaker from within can queue this many; then the oldest is dropped.
 const OUTBOX: usize = 1024;
@@ -329,7 +334,7 @@ impl Shared {
     /// One word for all threads, but a success writes it only to end a streak.
     fn end_streak(&self, ticket: Word) -> u32 {
         let streak = self.consecutive.0.load(Relaxed);
-        if streak & 0xffff_ffff != 0 {
+        if streak & 0xffff_ffff != 0 && !is_newer(streak, ticket) {
             // Lost to a failure or to another success that comes at this very moment: either order is right.
             let _ = self.consecutive.0.compare_exchange(streak, ticket >> 8 << 32, Relaxed, Relaxed);
         }
@@ -340,10 +345,10 @@ impl Shared {
         let generation = ticket >> 8 & 0xffff_ffff;
         let extended = |word: u64| {
             let streak = if word >> 32 == generation { word & 0xffff_ffff } else { 0 };
-            generation << 32 | (streak + 1).min(0xffff_ffff)
+            (!is_newer(word, ticket)).then_some(generation << 32 | (streak + 1).min(0xffff_ffff))
         };
-        let before = self.consecutive.0.fetch_update(Relaxed, Relaxed, |word| Some(extended(word)));
-        extended(before.unwrap_or_else(|word| word)) as u32
+        let before = self.consecutive.0.fetch_update(Relaxed, Relaxed, extended);
+        before.ok().and_then(extended).unwrap_or(0) as u32
     }
 
     /// Whether a breaker built anew would do the same: the state is the one that it was built in.
@@ -410,7 +415,7 @@ impl Shared {
     /// The words as one.
     #[inline]
     fn read(&self) -> Published {
-        for _ in 0..16 {
+        for _ in 0..LOOKS {
             let sequence = self.sequence.load(Acquire);
             let published = self.read_loosely();
             // Keeps the second look from coming before the loads above.
@@ -513,6 +518,11 @@ impl Shared {
     }
 }
 
+/// Whether the streak is of a later generation than the ticket: then a late result does not touch it. Wrapping.
+fn is_newer(streak: u64, ticket: Word) -> bool {
+    ((streak >> 32) as u32).wrapping_sub((ticket >> 8) as u32) as i32 > 0
+}
+
 fn log(transition: &Transition) {
     macro_rules! event {
             ($level:ident, $message:literal) => {
@@ -553,3 +563,6 @@ impl fmt::Debug for Shared {
         f.debug_struct("CircuitBreaker").field("name", &self.settings.name).field("state", &self.state()).finish()
     }
 }
+
+#[cfg(all(test, buttress_loom))]
+mod models;

@@ -3,16 +3,22 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering::*},
-    },
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use super::config::MOST;
-use crate::{Rejection, Rule, queue::Queue, shutdown, spread::Padded};
+use crate::{
+    Rejection, Rule,
+    queue::Queue,
+    shutdown,
+    spread::Padded,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, Ordering::*},
+    },
+};
 
 /// The state of a concurrency limit.
 pub struct Shared {
@@ -291,3 +297,6 @@ impl fmt::Debug for Shared {
             .finish()
     }
 }
+
+#[cfg(all(test, buttress_loom))]
+mod models;

@@ -75,7 +75,7 @@ impl Sealed for CircuitBreaker {
     }
 
     fn is_sole(&self) -> bool {
-        is_sole(&self.shared)
+        is_sole(Arc::strong_count(&self.shared))
     }
 
     fn is_settled(&self) -> bool {
@@ -92,7 +92,7 @@ impl Sealed for ConcurrencyLimit {
     }
 
     fn is_sole(&self) -> bool {
-        is_sole(&self.shared)
+        is_sole(Arc::strong_count(&self.shared))
     }
 
     fn is_settled(&self) -> bool {
@@ -135,7 +135,7 @@ impl Sealed for Retry {
     }
 
     fn is_sole(&self) -> bool {
-        is_sole(&self.random)
+        is_sole(Arc::strong_count(&self.random))
     }
 }
 

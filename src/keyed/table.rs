@@ -12,14 +12,17 @@ use std::{
     borrow::Borrow,
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::PoisonError,
 };
 
 use super::PerKey;
-use crate::spread::{Padded, slots};
+use crate::{
+    spread::{Padded, slots},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 /// How often the hand passes over an entry that was asked for once more, and over one that was just made: so that
 /// among those that were not asked for lately, the ones go first that never were again.
@@ -265,3 +268,6 @@ impl<K, H: PerKey> Drop for Place<'_, K, H> {
         self.table.newcomers.0.taken.fetch_sub(1, Relaxed);
     }
 }
+
+#[cfg(all(test, buttress_loom))]
+mod models;

@@ -1,13 +1,13 @@
 //! [`Budget`]: in any ten seconds, so many retries to so many calls.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use crate::{ConfigError, clock::since, config::Checks, window::TimeWindow};
+use crate::{ConfigError, clock::since, config::Checks, sync::Mutex, window::TimeWindow};
 
 /// Fewer calls than this, per slot, may expire late: with 20 % that is some twelve retries.
 const UNTIMED: u64 = 64;
@@ -159,3 +159,6 @@ impl BudgetBuilder {
         Budget { shared: Arc::new(shared) }
     }
 }
+
+#[cfg(all(test, buttress_loom))]
+mod models;

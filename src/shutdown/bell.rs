@@ -1,22 +1,18 @@
 //! Wakers to be woken all at once, by a bell that may ring more than once.
 
-#[cfg(buttress_loom)]
-use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU32, Ordering::*},
-};
-#[cfg(not(buttress_loom))]
-use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU32, Ordering::*},
-};
 use std::{
     future::poll_fn,
     sync::PoisonError,
     task::{Poll, Waker},
 };
 
-use crate::queue::Queue;
+use crate::{
+    queue::Queue,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering::*},
+    },
+};
 
 /// Whoever waits for something leaves a waker; whoever makes it so rings.
 ///
@@ -130,31 +126,77 @@ impl Drop for Place<'_> {
     }
 }
 
-/// A waiter that is lost is a deadlock to loom, and aborts.
 #[cfg(all(test, buttress_loom))]
 mod models {
-    use std::sync::Arc;
+    use std::{pin::pin, sync::Arc, task::Context};
 
-    use loom::{future::block_on, model, sync::atomic::AtomicBool, thread};
+    use loom::{model, sync::atomic::AtomicBool, thread};
 
     use super::*;
+    use crate::sync::models::Woken;
 
-    #[test]
-    fn a_ring_for_something_else_loses_nobody() {
-        model(|| {
+    /// One who waits, and is polled once more for each time that it is woken.
+    fn rings(before: bool) {
+        model(move || {
             let shared = Arc::new((Bell::default(), AtomicBool::new(false)));
             let ringer = {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || {
                     let (bell, is_so) = &*shared;
-                    bell.ring();
+                    if before {
+                        bell.ring();
+                    }
                     is_so.store(true, Release);
                     bell.ring();
                 })
             };
             let (bell, is_so) = &*shared;
-            block_on(bell.until(|| is_so.load(Acquire)));
+            let mut waits = pin!(bell.until(|| is_so.load(Acquire)));
+            let mut poll = || {
+                let (woken, waker) = Woken::new();
+                let polled = waits.as_mut().poll(&mut Context::from_waker(&waker));
+                (polled, woken)
+            };
+            // The second poll leaves another waker in the place of the first, if that is still there.
+            let (mut polled, mut woken) = poll();
+            if polled.is_pending() {
+                (polled, woken) = poll();
+            }
             ringer.join().unwrap();
+            while polled.is_pending() {
+                assert!(woken.is_so(), "nobody sleeps for ever");
+                (polled, woken) = poll();
+            }
+        });
+    }
+
+    #[test]
+    fn whoever_waits_is_woken() {
+        rings(false);
+    }
+
+    #[test]
+    fn a_ring_for_something_else_loses_nobody() {
+        rings(true);
+    }
+
+    #[test]
+    fn whoever_leaves_takes_nobody_elses_place() {
+        model(|| {
+            let bell = Arc::new(Bell::default());
+            let (_, waker) = Woken::new();
+            let leaves = bell.keep(None, &waker, || false).unwrap();
+            let ringer = {
+                let bell = Arc::clone(&bell);
+                thread::spawn(move || bell.ring())
+            };
+            // It may get the number of the one that was there before the ring.
+            let (woken, waker) = Woken::new();
+            bell.keep(None, &waker, || false).unwrap();
+            bell.leave(leaves);
+            ringer.join().unwrap();
+            bell.ring();
+            assert!(woken.is_so(), "it is still there");
         });
     }
 }

@@ -1,12 +1,9 @@
 //! The gate: one word that says how many are inside and whether anybody may still come in; and [`Room`], a gate that
 //! can be waited at.
 
-#[cfg(buttress_loom)]
-use loom::sync::atomic::{AtomicUsize, Ordering::*, fence};
-#[cfg(not(buttress_loom))]
-use std::sync::atomic::{AtomicUsize, Ordering::*, fence};
-
 use tokio::sync::Notify;
+
+use crate::sync::atomic::{AtomicUsize, Ordering::*, fence};
 
 /// Coming in and closing are read-modify-writes of the one word, so its modification order decides between them:
 /// whoever is counted before the closing is waited for, whoever comes after it is turned away.
@@ -119,8 +116,8 @@ impl Room {
     }
 }
 
-/// Every interleaving, and every value that the memory model lets a load see. What loom does not see into is tokio's
-/// `Notify`: that it keeps what it is told is taken for granted, that it is told is a model of its own.
+/// What loom does not see into is tokio's `Notify`: that it keeps what it is told is taken for granted, that it is told is a
+/// model of its own.
 #[cfg(all(test, buttress_loom))]
 mod models {
     use std::sync::Arc;
@@ -129,39 +126,28 @@ mod models {
 
     use super::*;
 
-    trait Protocol: Send + Sync + 'static {
-        fn of(gate: Gate) -> Self;
-        fn gate(&self) -> &Gate;
-
-        fn enter(&self, emptied: impl FnOnce()) -> bool {
-            self.gate().enter(emptied)
-        }
-
-        fn exit(&self, emptied: impl FnOnce()) {
-            self.gate().exit(emptied);
-        }
-    }
-
-    /// Two workers come while the gate is closed: each is waited for or turned away.
-    fn closing<P: Protocol>() {
+    /// Two workers come while the gate is closed.
+    // SHUTDOWN: 3
+    #[test]
+    fn each_is_waited_for_or_turned_away() {
         model(|| {
             // What is done inside is one word a worker, written and read Relaxed: whoever has not waited may miss it.
-            let room = Arc::new((P::of(Gate::new()), [AtomicU32::new(0), AtomicU32::new(0)]));
+            let room = Arc::new((Gate::new(), [AtomicU32::new(0), AtomicU32::new(0)]));
             let workers = [0, 1].map(|worker| {
                 let room = Arc::clone(&room);
                 thread::spawn(move || {
-                    let (protocol, work) = &*room;
-                    let admitted = protocol.enter(|| {});
+                    let (gate, work) = &*room;
+                    let admitted = gate.enter(|| {});
                     if admitted {
                         work[worker].store(1, Relaxed);
-                        protocol.exit(|| {});
+                        gate.exit(|| {});
                     }
                     u32::from(admitted)
                 })
             });
-            let (protocol, work) = &*room;
-            protocol.gate().close();
-            while !protocol.gate().is_empty() {
+            let (gate, work) = &*room;
+            gate.close();
+            while !gate.is_empty() {
                 thread::yield_now();
             }
             let done = work.each_ref().map(|work| work.load(Relaxed));
@@ -170,47 +156,61 @@ mod models {
         });
     }
 
-    /// Whoever found somebody inside, and waits, is told of the last one to leave.
-    fn telling<P: Protocol>() {
+    #[test]
+    fn whoever_waits_is_told() {
         model(|| {
-            let protocol = Arc::new(P::of(Gate::new()));
+            let gate = Arc::new(Gate::new());
             let told = Arc::new(AtomicU32::new(0));
             let workers = [0, 1].map(|_| {
-                let (protocol, told) = (Arc::clone(&protocol), Arc::clone(&told));
+                let (gate, told) = (Arc::clone(&gate), Arc::clone(&told));
                 thread::spawn(move || {
                     let tell = || told.store(1, Relaxed);
-                    if protocol.enter(tell) {
-                        protocol.exit(tell);
+                    if gate.enter(tell) {
+                        gate.exit(tell);
                     }
                 })
             });
-            protocol.gate().close();
-            let waits = !protocol.gate().is_empty();
+            gate.close();
+            let waits = !gate.is_empty();
             workers.into_iter().for_each(|worker| worker.join().unwrap());
             assert!(!waits || told.load(Relaxed) == 1, "whoever waits was told");
         });
     }
 
-    struct Ours(Gate);
-
-    impl Protocol for Ours {
-        fn of(gate: Gate) -> Self {
-            Self(gate)
-        }
-        fn gate(&self) -> &Gate {
-            &self.0
-        }
+    #[test]
+    fn the_last_to_leave_sees_what_the_others_did() {
+        model(|| {
+            let room = Arc::new((Gate::new(), [AtomicU32::new(0), AtomicU32::new(0)]));
+            assert!((0..2).all(|_| room.0.enter(|| {})));
+            room.0.close();
+            let workers = [0, 1].map(|worker| {
+                let room = Arc::clone(&room);
+                thread::spawn(move || {
+                    let (gate, work) = &*room;
+                    work[worker].store(1, Relaxed);
+                    gate.exit(|| assert!(work.iter().all(|done| done.load(Relaxed) == 1), "what the others did"));
+                })
+            });
+            workers.into_iter().for_each(|worker| worker.join().unwrap());
+        });
     }
 
-    // SHUTDOWN: 3
     #[test]
-    fn each_is_waited_for_or_turned_away() {
-        closing::<Ours>();
-    }
-
-    #[test]
-    fn whoever_waits_is_told() {
-        telling::<Ours>();
+    fn whoever_sees_it_closed_sees_why() {
+        model(|| {
+            let room = Arc::new((Gate::new(), AtomicU32::new(0)));
+            let closes = {
+                let room = Arc::clone(&room);
+                thread::spawn(move || {
+                    room.1.store(1, Relaxed);
+                    room.0.close();
+                })
+            };
+            if room.0.is_closed() {
+                assert_eq!(room.1.load(Relaxed), 1, "why it closed");
+            }
+            closes.join().unwrap();
+        });
     }
 
     // SHUTDOWN: 29
@@ -234,74 +234,5 @@ mod models {
             assert_eq!(gate.close(), 0);
             assert!(gate.is_empty());
         });
-    }
-
-    /// What was done inside is not published by the leaving.
-    struct RelaxedExit(Gate);
-
-    impl Protocol for RelaxedExit {
-        fn of(gate: Gate) -> Self {
-            Self(gate)
-        }
-        fn gate(&self) -> &Gate {
-            &self.0
-        }
-        fn exit(&self, emptied: impl FnOnce()) {
-            if self.0.word.fetch_sub(ONE, Relaxed) == ONE + CLOSED {
-                emptied();
-            }
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "whoever was admitted was waited for")]
-    fn a_relaxed_exit_fails() {
-        closing::<RelaxedExit>();
-    }
-
-    /// The gate may close between the look and the count.
-    struct CheckThenAdd(Gate);
-
-    impl Protocol for CheckThenAdd {
-        fn of(gate: Gate) -> Self {
-            Self(gate)
-        }
-        fn gate(&self) -> &Gate {
-            &self.0
-        }
-        fn enter(&self, _: impl FnOnce()) -> bool {
-            let open = self.0.word.load(Relaxed) & CLOSED == 0;
-            if open {
-                self.0.word.fetch_add(ONE, Relaxed);
-            }
-            open
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "whoever was admitted was waited for")]
-    fn check_then_add_fails() {
-        closing::<CheckThenAdd>();
-    }
-
-    /// Whoever was turned away at the last moment may have been seen inside.
-    struct SilentUndo(Gate);
-
-    impl Protocol for SilentUndo {
-        fn of(gate: Gate) -> Self {
-            Self(gate)
-        }
-        fn gate(&self) -> &Gate {
-            &self.0
-        }
-        fn enter(&self, _: impl FnOnce()) -> bool {
-            self.0.enter(|| {})
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "whoever waits was told")]
-    fn a_silent_undo_fails() {
-        telling::<SilentUndo>();
     }
 }

@@ -126,5 +126,7 @@ pub use report::{Report, Stage, TaskOutcome, TaskReport};
 #[cfg(feature = "serve")]
 pub use serve::PeerAddr;
 pub use signal::{Signal, Signals};
+#[cfg(all(test, buttress_loom))]
+pub(crate) use state::models::handle as handle_of_a_model;
 pub use state::{Force, State, Trigger};
 pub use tasks::{IntoOutcome, Refused, Restart, Task, TaskContext, Why};

@@ -2,13 +2,14 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::*},
-    },
+    sync::{Arc, PoisonError},
 };
 
 use super::{Handle, State};
+use crate::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, Ordering::*},
+};
 
 /// The conditions that a process has for being ready.
 #[derive(Debug, Default)]
@@ -135,3 +136,6 @@ impl Handle {
         }
     }
 }
+
+#[cfg(all(test, buttress_loom))]
+mod models;

@@ -4,11 +4,7 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     fmt,
-    sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*},
-        mpsc::Sender,
-    },
+    sync::{OnceLock, PoisonError, mpsc::Sender},
     time::Duration,
 };
 
@@ -22,6 +18,10 @@ use super::{
 use crate::{
     clock::{after, now},
     spread::Padded,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*},
+    },
 };
 
 /// Where a shutdown stands. It only ever moves forward.
@@ -447,3 +447,6 @@ impl fmt::Debug for Shared {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, buttress_loom))]
+pub(super) mod models;

@@ -1,12 +1,15 @@
 //! What waits in policies: nothing of it goes on once draining begins.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    sync::{PoisonError, Weak},
     task::Waker,
 };
 
 use super::bell::{Bell, Ticket};
-use crate::concurrency_limit::Shared as Limit;
+use crate::{
+    concurrency_limit::Shared as Limit,
+    sync::{Mutex, MutexGuard},
+};
 
 /// Calls that sleep before a further attempt, and limits with calls in their queues.
 #[derive(Debug, Default)]

@@ -1,11 +1,10 @@
 //! A window over the last N outcomes: an exact ring.
 
-use std::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed},
-};
-
 use super::Totals;
+use crate::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 /// The largest window: what the totals can count to.
 pub(crate) const MAX_SIZE: usize = (1 << 20) - 1;
@@ -91,8 +90,8 @@ impl CountWindow {
         }
     }
 
-    /// Release, so that whoever reads a total (Acquire) has a head at least as new and never sees more failures
-    /// than calls by much; the rest is clamped.
+    /// Release, so that whoever reads a total (Acquire) has a head at least as new: of two that fail at once, the one that
+    /// looks last sees both calls, too. What is ahead of that is clamped.
     fn adjust(&self, generation: u64, failures: i64, slow: i64) {
         let mut totals = self.totals.load(Relaxed);
         loop {
@@ -104,7 +103,7 @@ impl CountWindow {
             let failures = had_failures.wrapping_add_signed(failures) & FIELD;
             let slow = had_slow.wrapping_add_signed(slow) & FIELD;
             let next = generation << 42 | failures << 21 | slow;
-            match self.totals.compare_exchange_weak(totals, next, AcqRel, Relaxed) {
+            match self.totals.compare_exchange_weak(totals, next, Release, Relaxed) {
                 Ok(_) => return,
                 Err(seen) => totals = seen,
             }
@@ -128,3 +127,6 @@ fn replace(slot: &AtomicU32, generation: u64, bits: u32) -> Option<u32> {
         }
     }
 }
+
+#[cfg(all(test, buttress_loom))]
+mod models;

@@ -1,6 +1,9 @@
 //! Successes that wait for a bucket: counted without a clock, taken by whoever knows the time.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{
+    atomic::{AtomicU64, Ordering::Relaxed},
+    overwrite,
+};
 
 /// What is counted in one slot of threads, each word as `generation: 32 | count: 32`.
 ///
@@ -94,20 +97,21 @@ impl Tally {
     }
 
     fn take_shared(&self, generation: u64) -> u32 {
-        if count(self.shared.load(Relaxed), generation) == 0 {
-            return 0;
-        }
-        // Another generation's are dropped by the swap, as they should be.
-        count(self.shared.swap(word(generation, 0), Relaxed), generation)
+        let take = |seen| (count(seen, generation) != 0).then(|| word(generation, 0));
+        // No swap: it would drop what waits in a later generation.
+        self.shared.fetch_update(Relaxed, Relaxed, take).map_or(0, |seen| count(seen, generation))
     }
 
     /// Begins a new generation. The owner's words need not be told: of another generation, they say nothing.
     pub(super) fn reset(&self, generation: u64) {
-        self.shared.store(word(generation, 0), Relaxed);
+        overwrite(&self.shared, word(generation, 0));
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, buttress_loom))]
+mod models;
+
+#[cfg(all(test, not(buttress_loom)))]
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64};
 
