@@ -62,7 +62,7 @@ fn state_of(word: Word) -> State {
 
 /// The state of a circuit breaker.
 pub struct Shared {
-    /// Published under the lock, with Release after the window that belongs to it; read by every call with Acquire.
+    /// Published under the lock, by a Release fence after the window that belongs to it; read by every call with Acquire.
     word: AtomicU64,
     /// Odd while the words below and the one above are being published together. A reader that wants them as one
     /// looks before and after (a sequence lock).
@@ -405,8 +405,8 @@ impl Shared {
                 let rule = Rule::ALL.iter().position(|rule| *rule == cause.rule).unwrap_or(0);
                 self.cause.store((rule as u64) << 32 | u64::from(cause.measured.to_bits()), Relaxed);
             }
-            // Release, for `admit`: whoever reads this word records into the window that was reset for it.
-            self.word.store(word, Release);
+            // For `admit`, by the fence: whoever reads this word records into the window that was reset for it.
+            self.word.store(word, Relaxed);
         }
         self.sequence.store(sequence + 2, Release);
         word

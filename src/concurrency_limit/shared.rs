@@ -259,7 +259,8 @@ impl Shared {
         loop {
             let mut queue = self.lock();
             let max = self.max_in_flight.load(Relaxed);
-            let granted = self.word.0.fetch_update(AcqRel, Relaxed, |word| {
+            // Acquire: what those wrote who made room. The lock hands it on to whoever is granted.
+            let granted = self.word.0.fetch_update(Acquire, Relaxed, |word| {
                 (waiting(word) != 0 && in_flight(word) < max).then(|| word + 1 - WAITING)
             });
             if granted.is_err() {
@@ -274,10 +275,8 @@ impl Shared {
     }
 
     pub(super) fn resize(&self, max_in_flight: usize) {
-        // Under the lock, so that no `enqueue` decides by the old one and then waits for a permit that nobody grants.
-        let queue = self.lock();
+        // Before `grant` takes the lock: an `enqueue` that decides by the old one has had it before, so it is granted.
         self.max_in_flight.store(max_in_flight.min(MOST) as u32, Relaxed);
-        drop(queue);
         self.grant();
     }
 

@@ -47,7 +47,8 @@ impl Gate {
 
     /// Nobody comes in any more. Returns how many are inside.
     pub(super) fn close(&self) -> usize {
-        self.word.fetch_or(CLOSED, AcqRel) / ONE
+        // Release: whoever sees it closed sees why.
+        self.word.fetch_or(CLOSED, Release) / ONE
     }
 
     /// Closed with nobody inside. Never latched: before it is closed, an empty gate says nothing about what comes.
@@ -57,6 +58,7 @@ impl Gate {
     }
 
     pub(super) fn is_closed(&self) -> bool {
+        // Acquire: pairs with `close`.
         self.word.load(Acquire) & CLOSED != 0
     }
 

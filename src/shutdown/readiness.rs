@@ -66,12 +66,14 @@ impl Condition {
 
     /// It is so.
     pub fn up(&self) {
+        // Release: pairs with the load in `down`.
         self.named.up.store(true, Release);
     }
 
     /// It is not so any more.
     pub fn down(&self) {
-        self.named.up.store(false, Release);
+        // Relaxed: nobody goes on from what is down.
+        self.named.up.store(false, Relaxed);
     }
 }
 

@@ -129,8 +129,8 @@ mod listen {
             if tokio::runtime::Handle::try_current().is_err() {
                 return Err(io::Error::other("signals need a tokio runtime: there is none here"));
             }
-            // AcqRel: one of those who try gets it, and what the last owner did is over.
-            if INSTALLED.swap(true, AcqRel) {
+            // Acquire: pairs with the drop below, so what the last owner did is over.
+            if INSTALLED.swap(true, Acquire) {
                 let kind = io::ErrorKind::AlreadyExists;
                 return Err(io::Error::new(kind, "another `Shutdown` of this process listens to signals already"));
             }

@@ -1,4 +1,7 @@
 //! What the models share.
+//!
+//! A thread that only reads is spawned, and the main one writes: loom remembers the latest access to a word alone, so a read that
+//! comes before a look and a write of another thread is never tried after them.
 
 use std::{
     sync::{

@@ -51,16 +51,18 @@ fn who_holds_a_new_word_records_into_the_window_made_for_it() {
             machine.force(State::Closed);
         }
         let generation = machine.generation();
-        let publishes = {
+        let wakes = {
             let shared = Arc::clone(&shared);
-            thread::spawn(move || _ = shared.publish(&machine, 0, true))
+            thread::spawn(move || {
+                let ticket = shared.admit().unwrap();
+                if ticket >> 8 == generation {
+                    shared.record(ticket, true, false, None, shared.base);
+                    assert_eq!(shared.window.totals(0, generation).failures, 1, "it is counted");
+                }
+            })
         };
-        let ticket = shared.admit().unwrap();
-        if ticket >> 8 == generation {
-            shared.record(ticket, true, false, None, shared.base);
-            assert_eq!(shared.window.totals(0, generation).failures, 1, "it is counted");
-        }
-        publishes.join().unwrap();
+        shared.publish(&machine, 0, true);
+        wakes.join().unwrap();
     });
 }
 
@@ -117,6 +119,7 @@ fn a_late_one_breaks_no_streak() {
         interrupted(3, move || {
             let shared = counting();
             let late = shared.admit().unwrap();
+            shared.record(late, true, false, None, shared.base);
             let comes = {
                 let shared = Arc::clone(&shared);
                 thread::spawn(move || shared.record(late, late_fails, false, None, shared.base))

@@ -55,6 +55,7 @@ fn never_more_are_in_flight_than_may_be() {
             let come = move |limit: &Shared, inside: &AtomicUsize| {
                 if limit.try_acquire() {
                     assert!(inside.fetch_add(1, SeqCst) < max, "no more than the limit");
+                    assert!(limit.in_flight() <= max, "no more than the limit");
                     inside.fetch_sub(1, SeqCst);
                     limit.release();
                 }

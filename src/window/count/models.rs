@@ -52,8 +52,8 @@ fn every_call_has_a_position() {
 #[test]
 fn a_late_one_of_a_generation_that_is_over_undoes_nothing() {
     model(|| {
-        let window = Arc::new(CountWindow::new(2));
-        window.record(0, true, false);
+        let window = Arc::new(CountWindow::new(1));
+        window.record(0, false, false);
         let late = {
             let window = Arc::clone(&window);
             thread::spawn(move || window.record(0, true, false))
@@ -61,5 +61,8 @@ fn a_late_one_of_a_generation_that_is_over_undoes_nothing() {
         window.record(1, true, false);
         late.join().unwrap();
         assert_eq!(window.totals(1), Totals { successes: 0, failures: 1, slow: 0 }, "the new one's alone");
+        // It finds in the slot what the totals hold of it.
+        window.record(1, false, false);
+        assert_eq!(window.totals(1), Totals { successes: 1, failures: 0, slow: 0 }, "the new one's alone");
     });
 }
