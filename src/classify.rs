@@ -51,6 +51,12 @@ impl Verdict {
             _ => None,
         }
     }
+
+    /// The hint as a time to come back. The longest of all is none: it says not to ask again.
+    #[inline]
+    pub(crate) fn comes_back_after(self) -> Option<Duration> {
+        self.retry_after().filter(|hint| *hint < Duration::MAX)
+    }
 }
 
 /// Judges outcomes. Any `Fn(Result<&Res, &Cause>) -> Verdict` does.

@@ -652,9 +652,7 @@ fn settle_with(breaker: &Breaker, ticket: u64, started: Option<Instant>, verdict
     }
     let now = now();
     let slow = breaker.is_slow(started, now);
-    // The longest of all is no time to come back: it says not to ask again.
-    let hint = verdict.retry_after().filter(|hint| *hint < Duration::MAX);
-    breaker.record(ticket, failed, slow, hint, now);
+    breaker.record(ticket, failed, slow, verdict.comes_back_after(), now);
 }
 
 /// The cancel rule.

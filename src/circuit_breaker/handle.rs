@@ -200,7 +200,7 @@ impl Permit {
             None => shared.release(self.ticket),
             Some(failed) => {
                 let slow = shared.is_slow(Some(self.started), after(self.started, elapsed));
-                shared.record(self.ticket, failed, slow, verdict.retry_after(), now());
+                shared.record(self.ticket, failed, slow, verdict.comes_back_after(), now());
             }
         }
     }

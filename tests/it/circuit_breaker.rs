@@ -545,6 +545,18 @@ async fn a_servers_hint_stretches_the_open_time_up_to_the_cap_and_never_shortens
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_hint_that_says_never_is_no_time_to_come_back() {
+    let never = Verdict::Throttled { retry_after: Some(Duration::MAX) };
+    let by_hand = touchy().build().unwrap();
+    by_hand.try_acquire().unwrap().settle(never);
+    assert_eq!(refused(&by_hand).retry_after(), Some(secs(10)));
+    let called = touchy().build().unwrap();
+    let judge = buttress::classify::from_fn(|_: Result<&(), &()>| never);
+    let _ = called.call_with(judge, ready(Ok(()))).await;
+    assert_eq!(refused(&called).retry_after(), Some(secs(10)));
+}
+
 // HAZARD: B12
 #[tokio::test(start_paused = true)]
 async fn full_jitter_leaves_at_least_half_of_the_open_time() {
