@@ -29,7 +29,7 @@ use crate::{
         Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, Ordering::*, fence},
     },
-    window::Window,
+    window::{Totals, Window},
 };
 
 /// `generation: 56 | state: 8`. A ticket is the word at admission: as long as they are equal, nothing has moved.
@@ -503,7 +503,9 @@ impl Shared {
     pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
         let Published { word, until, .. } = self.read();
         let at = since(self.base, now);
-        let totals = self.window.totals(at, word >> 8);
+        // Nothing is recorded where admission is asked for; and windows know generations by their last bits only, so that
+        // after many re-openings one may take what opened the circuit for its own.
+        let totals = if word & ASK == 0 { self.window.totals(at, word >> 8) } else { Totals::default() };
         let streak = self.consecutive.0.load(Relaxed);
         let waits = matches!(state_of(word), State::Open | State::HalfOpen);
         Snapshot {

@@ -557,6 +557,21 @@ async fn a_hint_that_says_never_is_no_time_to_come_back() {
     assert_eq!(refused(&called).retry_after(), Some(secs(10)));
 }
 
+// HAZARD: B13
+#[tokio::test(start_paused = true)]
+async fn a_half_open_circuit_shows_nothing_of_what_opened_it_however_often_it_has_opened() {
+    let breaker = touchy().window(secs(3600)).open_time(fixed(ms(1))).build().unwrap();
+    play(&breaker, "F");
+    for relapse in 0..300 {
+        advance(ms(1)).await;
+        let probe = breaker.try_acquire().unwrap();
+        let seen = breaker.snapshot();
+        assert_eq!((seen.state, seen.calls, seen.failures), (State::HalfOpen, 0, 0), "relapse {relapse}");
+        probe.settle(Verdict::TRANSIENT);
+        assert_eq!(breaker.snapshot().calls, 0, "relapse {relapse}");
+    }
+}
+
 // HAZARD: B12
 #[tokio::test(start_paused = true)]
 async fn full_jitter_leaves_at_least_half_of_the_open_time() {
