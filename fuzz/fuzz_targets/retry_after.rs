@@ -1,0 +1,3 @@
+#![cfg_attr(fuzzing, no_main)]
+
+buttress_fuzz::target!(retry_after);

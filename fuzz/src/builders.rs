@@ -1,0 +1,285 @@
+//! Builders with any numbers: `build()` refuses what is out of its range, names it, and what it takes works.
+
+use std::time::Duration;
+
+use arbitrary::Arbitrary;
+use buttress::{
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConfigError, Error, Keyed, Policy, Retry,
+    Timeout, Verdict, classify, retry::Budget,
+};
+
+use crate::{paused, with};
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    breaker: Breaker,
+    limit: (Option<u64>, Option<u64>, Option<Time>),
+    retry: Attempts,
+    budget: Option<(Number, u32)>,
+    timeout: Option<Time>,
+    deadline: Option<Time>,
+    keys: Option<u64>,
+    answers: Vec<bool>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Breaker {
+    window: Option<Window>,
+    failure_rate: Option<Number>,
+    slow_call_rate: Option<Number>,
+    consecutive: Option<u32>,
+    min_calls: Option<u64>,
+    slow_call: Option<Time>,
+    open_time: Option<Time>,
+    probes: Option<u32>,
+    probe_failure_rate: Option<Number>,
+    lease: Option<Time>,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Window {
+    Time(Time),
+    Calls(u32),
+}
+
+#[derive(Arbitrary, Debug)]
+struct Attempts {
+    most: u32,
+    first: Time,
+    longest: Option<Time>,
+    hint: Option<Time>,
+}
+
+/// The bits of one, or one that is likely to be in its range.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Number {
+    Bits(u64),
+    Hundredths(u8),
+}
+
+impl From<Number> for f64 {
+    fn from(number: Number) -> Self {
+        match number {
+            Number::Bits(bits) => f64::from_bits(bits),
+            Number::Hundredths(count) => f64::from(count) / 100.0,
+        }
+    }
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug, PartialEq)]
+struct Time(u64, u32);
+
+impl From<Time> for Duration {
+    fn from(Time(secs, nanos): Time) -> Self {
+        // Half of them are short.
+        Duration::new(if secs % 2 == 0 { secs } else { secs >> 32 >> (secs % 32) }, nanos % 1_000_000_000)
+    }
+}
+
+/// Whether each setting is in its range, as its documentation has it.
+type Rules = Vec<(&'static str, bool)>;
+
+/// What `build()` says is what the rules say: it refuses what breaks one, and names all of those.
+fn judged<T>(built: Result<T, ConfigError>, rules: &Rules) -> Option<T> {
+    let broken: Vec<_> = rules.iter().filter(|(_, holds)| !holds).map(|(setting, _)| *setting).collect();
+    match built {
+        Ok(value) => {
+            assert!(broken.is_empty(), "taken: {broken:?}");
+            Some(value)
+        }
+        Err(error) => {
+            let named: Vec<_> = error.problems().iter().map(|problem| problem.setting.as_str()).collect();
+            assert_eq!(named, broken, "{error}");
+            assert!(error.problems().iter().all(|problem| error.to_string().contains(&problem.to_string())));
+            None
+        }
+    }
+}
+
+fn is_rate(rate: Number) -> bool {
+    let rate = f64::from(rate);
+    rate > 0.0 && rate <= 1.0
+}
+
+impl Breaker {
+    fn builder(&self) -> CircuitBreakerBuilder {
+        let mut builder = CircuitBreaker::builder();
+        builder = match self.window {
+            Some(Window::Time(span)) => builder.window(span.into()),
+            Some(Window::Calls(calls)) => builder.window_calls(calls as usize),
+            None => builder,
+        };
+        builder = match self.failure_rate {
+            Some(rate) => builder.failure_rate(rate.into()),
+            None => builder.without_failure_rate(),
+        };
+        if let Some(rate) = self.slow_call_rate {
+            builder = builder.slow_call_rate(rate.into());
+        }
+        if let Some(failures) = self.consecutive {
+            builder = builder.consecutive_failures(failures);
+        }
+        if let Some(calls) = self.min_calls {
+            builder = builder.min_calls(calls);
+        }
+        if let Some(time) = self.slow_call {
+            builder = builder.slow_call(time.into());
+        }
+        if let Some(time) = self.open_time {
+            builder = builder.open_time(Backoff::constant(time.into()));
+        }
+        if let Some(probes) = self.probes {
+            builder = builder.probes(probes);
+        }
+        if let Some(rate) = self.probe_failure_rate {
+            builder = builder.probe_failure_rate(rate.into());
+        }
+        if let Some(time) = self.lease {
+            builder = builder.probe_lease(time.into());
+        }
+        builder
+    }
+
+    fn rules(&self) -> Rules {
+        let min_calls = self.min_calls.unwrap_or(20);
+        let rated = self.failure_rate.is_some() || self.slow_call_rate.is_some();
+        let not_zero = |time: Option<Time>| time.is_none_or(|time| !Duration::from(time).is_zero());
+        let mut rules = match self.window {
+            None => vec![],
+            Some(Window::Time(span)) => {
+                let range = Duration::from_millis(100)..=Duration::from_secs(3_600);
+                vec![("circuit_breaker.window", range.contains(&span.into()))]
+            }
+            Some(Window::Calls(calls)) => vec![
+                ("circuit_breaker.window_calls", (1..=1_048_575).contains(&calls)),
+                ("circuit_breaker.min_calls", !rated || min_calls <= calls.into()),
+            ],
+        };
+        rules.extend([
+            ("circuit_breaker.failure_rate", self.failure_rate.is_none_or(is_rate)),
+            ("circuit_breaker.slow_call_rate", self.slow_call_rate.is_none_or(is_rate)),
+            ("circuit_breaker.consecutive_failures", self.consecutive != Some(0)),
+            ("circuit_breaker.failure_rate", rated || self.consecutive.is_some()),
+            ("circuit_breaker.min_calls", min_calls > 0),
+            ("circuit_breaker.slow_call", not_zero(self.slow_call)),
+            ("circuit_breaker.open_time", not_zero(self.open_time)),
+            ("circuit_breaker.probes", self.probes.is_none_or(|probes| (1..=1_000_000).contains(&probes))),
+            ("circuit_breaker.probe_failure_rate", self.probe_failure_rate.is_none_or(is_rate)),
+            ("circuit_breaker.probe_lease", not_zero(self.lease)),
+        ]);
+        rules
+    }
+}
+
+/// Half of what 32 bits hold.
+const MOST: u64 = 1 << 30;
+
+async fn story(input: Input) {
+    let Input { breaker, limit: (in_flight, queue, wait), retry, budget, timeout, deadline, keys, answers } = input;
+
+    let rules = breaker.rules();
+    let built = judged(breaker.builder().build(), &rules);
+    if let Some(breaker) = &built {
+        for success in &answers {
+            let _ = breaker.call(async { if *success { Ok(()) } else { Err(()) } }).await;
+            if let Ok(permit) = breaker.try_acquire() {
+                permit.settle(if *success { Verdict::Success } else { Verdict::Failed });
+            }
+        }
+        breaker.reset();
+        assert!(breaker.try_acquire().is_ok(), "it works");
+    }
+
+    let mut limit = ConcurrencyLimit::builder();
+    if let Some(calls) = in_flight {
+        limit = limit.max_in_flight(calls as usize);
+    }
+    if let Some(calls) = queue {
+        limit = limit.max_queue(calls as usize);
+    }
+    if let Some(time) = wait {
+        limit = limit.max_wait(time.into());
+    }
+    let of_limit = vec![
+        ("concurrency_limit.max_in_flight", in_flight.is_some_and(|calls| (1..=MOST).contains(&calls))),
+        ("concurrency_limit.max_queue", queue.is_none_or(|calls| calls <= MOST)),
+        ("concurrency_limit.max_wait", wait.is_none_or(|time| !Duration::from(time).is_zero())),
+    ];
+    if let Some(limit) = judged(limit.clone().build(), &of_limit) {
+        let permit = limit.acquire().await.expect("there is room for one");
+        assert_eq!(limit.in_flight(), 1);
+        drop(permit);
+        limit.resize(in_flight.unwrap_or_default() as usize);
+        assert_eq!((limit.in_flight(), limit.max_in_flight() as u64), (0, in_flight.unwrap_or_default()));
+    }
+
+    let purse = budget.and_then(|(ratio, per_second)| {
+        let ratio = f64::from(ratio);
+        let rules =
+            vec![("budget.ratio", (0.0..=10.0).contains(&ratio)), ("budget.min_per_second", per_second <= 100_000)];
+        judged(Budget::builder().ratio(ratio).min_per_second(per_second).build(), &rules)
+    });
+    let mut again = Retry::constant(retry.first.into()).max_attempts(retry.most);
+    if let Some(time) = retry.longest {
+        again = again.max_delay(time.into());
+    }
+    if let Some(time) = retry.hint {
+        again = again.max_retry_after(time.into());
+    }
+    if let Some(budget) = purse {
+        again = again.budget(budget);
+    }
+    let of_retry = vec![
+        ("retry.max_attempts", (1..=1_000).contains(&retry.most)),
+        ("retry.backoff.max_delay", retry.longest.is_none_or(|time| !Duration::from(time).is_zero())),
+    ];
+    if let Some(again) = judged(again.clone().build(), &of_retry) {
+        assert_eq!(again.run(|number| async move { Ok::<_, ()>(number) }).await, Ok(1));
+    }
+
+    // All of it at once: what is wrong with a part is wrong with the whole.
+    let not_zero = |time: Option<Duration>| time.is_none_or(|time| !time.is_zero());
+    let (timeout, deadline) = (timeout.map(Duration::from), deadline.map(Duration::from));
+    let mut policy = Policy::plain("all").circuit_breaker(breaker.builder()).concurrency_limit(limit).retry(again);
+    let mut of_policy = vec![("policy.deadline", not_zero(deadline)), ("policy.timeout", not_zero(timeout))];
+    of_policy.extend(of_retry);
+    of_policy.extend(rules);
+    if let Some(time) = timeout {
+        policy = policy.timeout(time);
+        assert_eq!(
+            Timeout::new(time).call(async { Ok::<_, ()>(()) }).await,
+            Ok(()),
+            "what is there at once is in time"
+        );
+    }
+    if let Some(time) = deadline {
+        policy = policy.deadline(time);
+        let in_time = breaker.slow_call.is_none_or(|slow| Duration::from(slow) < time || time == Duration::MAX);
+        of_policy.push(("circuit_breaker.slow_call", in_time));
+    }
+    of_policy.extend(of_limit);
+    let policy = policy.classify(classify::from_fn(|told: Result<&(), &()>| match told {
+        Ok(()) => Verdict::Success,
+        Err(()) => Verdict::Permanent,
+    }));
+    if let Some(policy) = judged(policy.build(), &of_policy) {
+        for success in answers {
+            // Both say that the service works, so that nothing refuses.
+            let answer = if success { Ok(()) } else { Err(()) };
+            assert_eq!(policy.call(|| async { answer }).await, answer.map_err(Error::Inner));
+        }
+    }
+
+    if let Some(keys) = keys {
+        let limit = ConcurrencyLimit::builder().max_in_flight(1);
+        let keyed = Keyed::each(limit).max_keys(keys as usize).build();
+        if let Some(keyed) = judged(keyed, &vec![("keyed.max_keys", (1..=1 << 24).contains(&keys))]) {
+            let held = keyed.get("a").try_acquire();
+            assert!(held.is_ok() && keyed.get("a").try_acquire().is_err() && keyed.len() == 1);
+        }
+    }
+}
+
+pub fn run(data: &[u8]) {
+    with(data, |input: Input| paused(story(input)));
+}
