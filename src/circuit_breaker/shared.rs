@@ -363,6 +363,13 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does this while somebody else has the lock.
+    #[cfg(test)]
+    pub(super) fn while_locked<R>(&self, code: impl FnOnce() -> R) -> R {
+        let _inner = self.lock();
+        code()
+    }
+
     /// Moves the machine, publishes where it stands, and tells of it once the lock is released.
     fn with_machine<R>(
         &self,

@@ -1,7 +1,7 @@
 //! The machine against a model that keeps nothing but a list of what happened, and derives everything else from it;
 //! and what rejections promise, kept.
 
-use std::time::Duration;
+use std::{sync::mpsc, thread, time::Duration};
 
 use proptest::{prelude::*, test_runner::TestCaseError};
 use tokio::time::advance;
@@ -575,5 +575,42 @@ fn a_circuit_that_failed_its_probes_for_hours_opens_again_when_the_service_does(
                 "the circuit opens at its minimum of calls, after {rounds} rounds of failed probes"
             );
         }
+    });
+}
+
+// ---------------------------------------------------------------- no lock
+
+// HAZARD: B16
+#[test]
+fn whoever_is_admitted_freely_or_refused_waits_for_nobody_who_moves_the_circuit() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let ask = |breaker: &CircuitBreaker| {
+        let (told, answer) = mpsc::channel();
+        let (asks, clock) = (breaker.clone(), runtime.handle().clone());
+        breaker.shared.while_locked(|| {
+            thread::spawn(move || {
+                let _paused = clock.enter();
+                told.send(asks.try_acquire().map(drop).map_err(|no| no.rule()))
+            });
+            // Only who waits for the lock takes any time, and then all of it.
+            answer.recv_timeout(Duration::from_secs(30)).expect("it waits for the lock")
+        })
+    };
+    runtime.block_on(async {
+        let open = Duration::from_secs(10);
+        let breaker = CircuitBreaker::builder()
+            .consecutive_failures(1)
+            .open_time(Backoff::constant(open).jitter(Jitter::None))
+            .probes(1)
+            .build()
+            .unwrap();
+        assert_eq!(ask(&breaker), Ok(()));
+        breaker.try_acquire().unwrap().settle(Verdict::TRANSIENT);
+        assert_eq!(ask(&breaker), Err(Rule::ConsecutiveFailures));
+        advance(open).await;
+        let _probe = breaker.try_acquire().unwrap();
+        assert_eq!(ask(&breaker), Err(Rule::ProbesOut));
+        breaker.force_open();
+        assert_eq!(ask(&breaker), Err(Rule::Forced));
     });
 }

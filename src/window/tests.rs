@@ -166,7 +166,7 @@ fn time_window_is_its_log(span: Duration, steps: Vec<Step>) -> Result<(), TestCa
 proptest! {
     #![proptest_config(config())]
 
-    // HAZARD: B6, B14, B18
+    // HAZARD: B6, B14, B18, R3
     #[test]
     fn a_time_window_holds_what_a_log_of_all_outcomes_holds(
         span in prop::sample::select(vec![Duration::from_millis(1), Duration::from_secs(10), Duration::from_secs(86_400)]),

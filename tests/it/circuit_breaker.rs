@@ -572,7 +572,6 @@ async fn a_half_open_circuit_shows_nothing_of_what_opened_it_however_often_it_ha
     }
 }
 
-// HAZARD: B12
 #[tokio::test(start_paused = true)]
 async fn full_jitter_leaves_at_least_half_of_the_open_time() {
     for seed in 0..200 {

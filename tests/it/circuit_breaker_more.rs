@@ -71,7 +71,7 @@ async fn of_fifty_at_once_a_half_open_circuit_admits_exactly_its_probes() {
     assert_eq!((answered, turned_away, breaker.state()), (3, 47, State::Closed));
 }
 
-// HAZARD: B9, B16
+// HAZARD: B9
 #[tokio::test(start_paused = true)]
 async fn of_many_threads_at_once_exactly_the_probes_get_in() {
     for _ in 0..20 {

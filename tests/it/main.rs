@@ -13,6 +13,7 @@ mod concurrency_limit;
 mod contract;
 mod deadline;
 mod grpc;
+mod hazards;
 mod keyed;
 mod late;
 mod loopback;

@@ -195,7 +195,8 @@ fn a_call_that_panics_after_it_was_forced_is_reported_by_its_name() {
     assert!(report.cut.iter().all(|(name, _)| *name == "calls"), "{:?}", report.cut);
 }
 
-// C13, T6: a deadline that a caller brings between polls is heeded by a layer that has none.
+// A deadline that a caller brings between polls is heeded by a layer that has none.
+// HAZARD: T6
 #[tokio::test(start_paused = true)]
 async fn a_deadline_brought_between_polls_reaches_a_layer_that_was_pending_without() {
     let retry = retry();

@@ -114,7 +114,6 @@ impl Streams {
 
 // ------------------------------------------------------------------------------------------------ servers
 
-// HAZARD: L8, C3
 async fn eight_streams_of(version: Version) {
     let streams = Streams::default();
     let (router, mut fed) = streams.router();
@@ -158,16 +157,19 @@ async fn eight_streams_of(version: Version) {
     .await;
 }
 
+// HAZARD: L8, C3
 #[tokio::test]
 async fn a_limit_of_8_holds_with_200_streaming_responses_over_http_1() {
     eight_streams_of(Version::HTTP_11).await;
 }
 
+// HAZARD: L8, C3
 #[tokio::test]
 async fn a_limit_of_8_holds_with_200_streaming_responses_over_http_2() {
     eight_streams_of(Version::HTTP_2).await;
 }
 
+// HAZARD: L8
 #[tokio::test]
 async fn a_permit_until_the_headers_is_free_while_the_body_streams() {
     let streams = Streams::default();
@@ -215,7 +217,6 @@ async fn a_reader_that_goes_away_gives_the_permit_back() {
     }
 }
 
-// HAZARD: B1
 #[tokio::test]
 async fn the_breaker_opens_on_503s_though_a_router_never_fails() {
     for version in BOTH {

@@ -179,7 +179,7 @@ fn a_call_that_is_granted_a_permit_before_its_first_poll_finds_it_there() {
     }
 }
 
-// HAZARD: L2, L6
+// HAZARD: L6
 #[test]
 fn churn_in_the_queue_leaves_nothing_behind() {
     let (limit, mut watch) = (limit(2, 5), task::spawn(()));

@@ -170,7 +170,7 @@ fn eight_threads_that_lose_patience_lose_no_permit() {
 }
 
 // With the limit opened at one blow, the queue can empty between a look at it and the next.
-// HAZARD: L1, L2, L7
+// HAZARD: L1, L7
 #[test]
 fn a_limit_that_opens_and_shuts_all_the_time_loses_no_permit() {
     let (limit, over) = (limit(4, 1), AtomicBool::new(false));

@@ -286,3 +286,90 @@ async fn a_call_cut_off_by_an_outer_deadline_does_not_blame_its_own() {
     let no = Deadline::after(ms(100)).scope(policy.call(stall)).await.unwrap_err();
     assert_eq!(no.rejection().unwrap().threshold(), None, "it had not 60 s");
 }
+
+/// What is never told is no rule, and a figure that never comes is none.
+// HAZARD: C12
+#[cfg(feature = "http")]
+#[tokio::test(start_paused = true)]
+async fn each_rule_is_told_by_something_that_happens_and_with_its_figures() {
+    use axum::{
+        body::Body,
+        http::{Request, Response},
+    };
+    use http_body_util::BodyExt;
+
+    let stall = || std::future::pending::<Result<(), fmt::Error>>();
+    let refused = |answer: Result<(), Error<fmt::Error>>| *answer.unwrap_err().rejection().unwrap();
+
+    let asked = |breaker: &CircuitBreaker| breaker.try_acquire().unwrap_err();
+    let tripped = |builder: buttress::CircuitBreakerBuilder, verdict, took| {
+        let breaker = builder.min_calls(1).probes(1).build().unwrap();
+        breaker.try_acquire().unwrap().settle_after(verdict, took);
+        breaker
+    };
+    let rate = tripped(breaker().failure_rate(0.5), Verdict::TRANSIENT, ms(0));
+    let slow = tripped(breaker().slow_call_rate(0.5).slow_call(ms(1)), Verdict::Success, ms(2));
+    let streak = tripped(breaker().consecutive_failures(1), Verdict::TRANSIENT, ms(0));
+    let mut told = vec![asked(&rate), asked(&slow), asked(&streak)];
+    sleep(secs(60)).await;
+    let probe = rate.try_acquire().unwrap();
+    let probes_out = asked(&rate);
+    probe.settle(Verdict::TRANSIENT);
+    let _hangs = slow.try_acquire().unwrap();
+    sleep(secs(30)).await;
+    streak.force_open();
+    told.extend([asked(&rate), asked(&slow), probes_out, asked(&streak)]);
+
+    let limit = limit_of_one().max_queue(1).max_wait(ms(1)).build().unwrap();
+    let _held = limit.try_acquire().unwrap();
+    let mut waits = task::spawn(limit.call(stall()));
+    assert_pending!(waits.poll());
+    told.extend([limit.try_acquire().unwrap_err(), refused(limit.call(stall()).await), refused(waits.await)]);
+
+    told.push(refused(Timeout::new(ms(1)).call(stall()).await));
+    let of_body = |policy: buttress::PolicyBuilder<buttress::http::HttpServer>| async {
+        let stalled = service_fn(|_: Request<Body>| async {
+            let body = Body::from_stream(futures_util::stream::pending::<io::Result<&str>>());
+            Ok::<_, std::convert::Infallible>(Response::new(body))
+        });
+        let response = policy.build().unwrap().layer().layer(stalled).oneshot(Request::new(Body::empty())).await;
+        let error = response.unwrap().into_body().collect().await.unwrap_err();
+        *Rejection::find(&*error).unwrap()
+    };
+    told.push(of_body(Policy::http_server("silent").body_idle_timeout(ms(1))).await);
+    told.push(of_body(Policy::http_server("long").body_timeout(ms(1))).await);
+    told.push(refused(Policy::plain("late").deadline(ms(1)).build().unwrap().call(stall).await));
+
+    let shutdown = buttress::Shutdown::builder().build().unwrap();
+    let handle = shutdown.handle();
+    let policy = Policy::plain("full").concurrency_limit(limit_of_one().max_queue(1)).shutdown(&handle);
+    let policy = policy.build().unwrap();
+    let _held = policy.concurrency_limit().unwrap().try_acquire().unwrap();
+    handle.trigger("deploy");
+    told.push(refused(policy.call(stall).await));
+    handle.force();
+    let gated = handle.layer().layer(service_fn(|()| async { Err::<(), _>(Error::Inner(fmt::Error)) }));
+    told.push(refused(gated.oneshot(()).await));
+
+    let figures = |no: &Rejection| (no.measured().is_some(), no.threshold().is_some(), no.retry_after().is_some());
+    let told: Vec<_> = told.iter().map(|no| (no.rule().as_str(), figures(no))).collect();
+    let expected = [
+        ("failure_rate", (true, true, true)),
+        ("slow_call_rate", (true, true, true)),
+        ("consecutive_failures", (true, true, true)),
+        ("probes_failed", (true, true, true)),
+        ("probe_lease", (true, true, true)),
+        ("probes_out", (true, true, true)),
+        ("forced", (false, false, false)),
+        ("limit_reached", (true, true, false)),
+        ("queue_full", (true, true, false)),
+        ("max_wait", (true, true, false)),
+        ("attempt_timeout", (true, true, false)),
+        ("body_idle", (false, true, false)),
+        ("body_timeout", (false, true, false)),
+        ("deadline", (false, true, false)),
+        ("draining", (false, false, false)),
+        ("stopping", (false, false, true)),
+    ];
+    assert_eq!(told, expected);
+}

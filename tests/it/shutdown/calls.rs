@@ -246,7 +246,8 @@ fn each_call_against_the_close_is_served_and_awaited_or_refused() {
     assert!(totals.0 > 0 && totals.1 > 0, "it was no race: {totals:?}");
 }
 
-// SHUTDOWN: 2. More threads than there are cores: the close finds some of them stopped anywhere in `call`.
+// SHUTDOWN: 2
+// More threads than there are cores: the close finds some of them stopped anywhere in `call`.
 #[test]
 fn of_many_threads_on_few_cores_none_is_admitted_and_not_awaited() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -435,7 +436,7 @@ mod over_http {
         assert_eq!(shutdown.wait().await.rejected, 4);
     }
 
-    // SHUTDOWN: 4 and 5, as far as the layer goes
+    // SHUTDOWN: 4, 5
     #[tokio::test(start_paused = true)]
     async fn in_the_lame_duck_time_calls_are_served_and_told_to_close_over_http_1() {
         let shutdown = Shutdown::builder().build().unwrap();

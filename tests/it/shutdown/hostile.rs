@@ -90,7 +90,7 @@ async fn a_hundred_of_them_take_no_longer_than_one() {
     long_before_the_deadline(server).await;
 }
 
-// SHUTDOWN: 8, 9
+// SHUTDOWN: 9
 #[tokio::test]
 async fn nor_does_who_says_nothing_in_the_backlog() {
     let app = App::new();
@@ -102,7 +102,8 @@ async fn nor_does_who_says_nothing_in_the_backlog() {
     drop(clients);
 }
 
-// SHUTDOWN: 9. hyper waits for the acknowledgement of a ping, for ever.
+// SHUTDOWN: 9
+// hyper waits for the acknowledgement of a ping, for ever.
 #[tokio::test]
 async fn an_http2_client_that_never_acknowledges_anything_does_not_hold_it_up() {
     let app = App::new();
@@ -136,7 +137,8 @@ async fn nor_does_one_that_lets_its_stream_finish_and_is_deaf_to_the_goaway() {
     assert!(report.elapsed < secs(10), "{report}");
 }
 
-// SHUTDOWN: 9. A request that is refused opens no door for more time.
+// SHUTDOWN: 9
+// A request that is refused opens no door for more time.
 #[tokio::test]
 async fn a_client_that_is_refused_and_stays_is_hung_up_on() {
     let app = App::new();
@@ -209,7 +211,8 @@ async fn who_reads_nothing_of_an_endless_response_is_cut_at_the_deadline() {
     drop((one, two, three));
 }
 
-// SHUTDOWN: 9. The whole body is with hyper at once, and nobody reads it: what was not delivered was not drained.
+// SHUTDOWN: 9
+// The whole body is with hyper at once, and nobody reads it: what was not delivered was not drained.
 #[tokio::test]
 async fn a_response_that_was_cut_is_a_connection_that_was_cut() {
     for version in [1, 2] {

@@ -181,6 +181,7 @@ async fn an_attempt_that_timed_out_is_returned_as_such_when_no_retry_may_start()
     assert_eq!(rejection(call.await.unwrap()).reason(), Reason::Timeout);
 }
 
+// HAZARD: R8
 #[tokio::test(start_paused = true)]
 async fn what_is_refused_by_a_shutdown_is_never_retried() {
     let (_shutdown, handle) = shutdown();
@@ -197,7 +198,9 @@ async fn what_is_refused_by_a_shutdown_is_never_retried() {
     };
     let mut service = policy.layer().layer(handle.layer().named("users").layer(inner));
     handle.force();
+    let began = Instant::now();
     let refused = rejection(service.ready().await.unwrap().call(()).await);
+    assert_eq!(began.elapsed(), Duration::ZERO, "there is no backoff");
     assert_eq!((refused.reason(), refused.rule(), refused.name()), (Reason::ShuttingDown, Rule::Stopping, "users"));
     assert_eq!(counts.calls(), 0);
     assert_eq!(breaker.state(), State::Closed, "it says nothing about the service");

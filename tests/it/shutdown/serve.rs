@@ -1127,7 +1127,8 @@ async fn pause_and_read(server: Server, response: axum::http::Response<Incoming>
     assert_eq!(report.connections_cut, 0);
 }
 
-// SHUTDOWN: 12. The socket is blocked meanwhile.
+// SHUTDOWN: 12
+// The socket is blocked meanwhile.
 #[tokio::test]
 async fn a_reader_that_pauses_for_longer_than_a_connection_may_be_quiet_loses_nothing_over_http_1() {
     let body = pattern(4 << 20);
@@ -1140,7 +1141,8 @@ async fn a_reader_that_pauses_for_longer_than_a_connection_may_be_quiet_loses_no
     in_time(connection).await.unwrap().unwrap();
 }
 
-// SHUTDOWN: 12. The socket is not blocked: the rest waits for the peer's window, and the body was handed over long ago.
+// SHUTDOWN: 12
+// The socket is not blocked: the rest waits for the peer's window, and the body was handed over long ago.
 #[tokio::test]
 async fn a_reader_that_pauses_for_longer_than_a_connection_may_be_quiet_loses_nothing_over_http2() {
     let body = pattern(4 << 20);

@@ -229,7 +229,7 @@ fn unabortable(handle: &Handle, elsewhere: &Elsewhere, phase: &str) -> mpsc::Sen
     release
 }
 
-// SHUTDOWN: 21, as far as it goes in one process
+// SHUTDOWN: 21
 #[tokio::test(start_paused = true)]
 async fn a_task_that_never_yields_is_waited_for_a_little_and_named() {
     let elsewhere = Elsewhere::new();
