@@ -68,18 +68,13 @@ impl Shutdown {
         F: FnOnce(Shutdown) -> Fut,
         Fut: Future<Output = Result<Report, BoxError>>,
     {
-        if tokio::runtime::Handle::try_current().is_ok() {
-            return failed(
-                &"`Shutdown::main` makes the runtime itself: call it from a plain `fn main`, without `#[tokio::main]`",
-            );
-        }
         let said = Arc::new(Said::default());
-        let shutdown = match watchdog(builder, signals, Arc::clone(&said)) {
-            Ok(shutdown) => shutdown,
-            Err(error) => return failed(&error),
+        let shutdown = match tokio::runtime::Handle::try_current() {
+            Ok(_) => Err(WITHIN_A_RUNTIME.into()),
+            Err(_) => watchdog(builder, signals, Arc::clone(&said)),
         };
-        let outcome = runtime.block_on(async { run(shutdown).await });
-        // What blocks is left behind: the process ends now.
+        let outcome = shutdown.and_then(|shutdown| runtime.block_on(async { run(shutdown).await }));
+        // What blocks is left behind: the process ends now. Within another runtime, to wait for it would be a panic.
         runtime.shutdown_background();
         match outcome {
             Ok(report) => {
@@ -91,6 +86,9 @@ impl Shutdown {
         }
     }
 }
+
+const WITHIN_A_RUNTIME: &str =
+    "`Shutdown::main` makes the runtime itself: call it from a plain `fn main`, without `#[tokio::main]`";
 
 /// Whether the report was printed, by whoever came first.
 #[derive(Default)]

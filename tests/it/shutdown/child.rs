@@ -427,6 +427,15 @@ fn is_misconfigured() {
     end(code)
 }
 
+#[tokio::test]
+#[ignore = "a child process of shutdown::process, which runs it"]
+async fn is_in_a_runtime_already() {
+    if !plays("is_in_a_runtime_already") {
+        return;
+    }
+    end(Shutdown::main(Shutdown::builder(), Signals::default(), async |_: Shutdown| unreachable!()))
+}
+
 #[test]
 #[ignore = "a child process of shutdown::process, which runs it"]
 fn wants_a_signal_that_nobody_gets() {

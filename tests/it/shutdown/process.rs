@@ -463,6 +463,14 @@ async fn settings_out_of_their_range_are_code_1_and_said() {
     assert!(end.says("Error: invalid configuration: shutdown.lame_duck = 30s"), "{end:?}");
 }
 
+#[tokio::test]
+async fn a_main_within_a_runtime_is_code_1_and_said() {
+    let end = role("is_in_a_runtime_already").start().ended().await;
+    assert_eq!(end.code, Some(1), "{end:?}");
+    assert!(end.says("Error: `Shutdown::main` makes the runtime itself"), "{end:?}");
+    assert!(!end.says("panicked"), "{end:?}");
+}
+
 // ---------------------------------------------------------------- installing signals
 
 // SHUTDOWN: 30
