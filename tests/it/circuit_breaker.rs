@@ -502,6 +502,8 @@ async fn open_times_of_any_size_and_clocks_that_leap_do_no_harm() {
         .probe_lease(Duration::MAX)
         .build()
         .unwrap();
+    // Not at the very beginning of its time, to which anything can be added.
+    advance(secs(1)).await;
     largest.try_acquire().unwrap().settle_after(Verdict::TRANSIENT, Duration::MAX);
     for _ in 0..3 {
         // The clock stands still, then leaps.

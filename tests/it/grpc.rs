@@ -373,3 +373,24 @@ fn an_answer_that_is_no_grpc_counts_by_its_http_status() {
         assert_eq!(judge(status), Verdict::Permanent, "{status}");
     }
 }
+
+// ---------------------------------------------------------------- rejections as a status
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_becomes_a_status_that_says_when_to_come_back_and_is_known_again() {
+    let breaker = opening().build().unwrap();
+    for _ in 0..2 {
+        breaker.try_acquire().unwrap().settle(Verdict::TRANSIENT);
+    }
+    let open = breaker.call_as(async { Ok::<_, Status>(()) }).await.unwrap_err();
+    let after = breaker.snapshot().retry_after.unwrap().as_millis().to_string();
+    let pushback = open.metadata().get("grpc-retry-pushback-ms").unwrap();
+    assert_eq!((open.code(), pushback.to_str().unwrap()), (Code::Unavailable, after.as_str()));
+    assert_eq!(Rejection::find(&open).unwrap().reason(), Reason::CircuitOpen);
+
+    breaker.force_open();
+    let forced = breaker.call_as(async { Ok::<_, Status>(()) }).await.unwrap_err();
+    assert!(!forced.metadata().contains_key("grpc-retry-pushback-ms"), "nobody knows when");
+    breaker.reset();
+    assert_eq!(breaker.call_as(async { Ok::<_, Status>(7) }).await.unwrap(), 7);
+}

@@ -178,6 +178,31 @@ async fn a_refused_connection_is_retried_and_comes_back_with_its_sources() {
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
 }
 
+#[tokio::test]
+async fn a_loop_of_redirects_is_no_failure_that_asking_again_could_mend() {
+    let seen = Counts::default();
+    let handler = {
+        let seen = seen.clone();
+        async move || {
+            drop(seen.enter());
+            axum::response::Redirect::temporary("/")
+        }
+    };
+    let url = serve(Router::new().route("/", get(handler))).await;
+    let error = retrying().wrap(client()).send(request(Method::GET, &url)).await.unwrap_err();
+    let Error::Inner(error) = error else { panic!("a rejection instead: {error}") };
+    assert!(error.is_redirect());
+    assert_eq!(ByStatus.classify(Err::<&reqwest::Response, _>(&error)), Verdict::Permanent);
+    assert_eq!(seen.calls(), 11, "what the client itself follows, and once");
+}
+
+#[test]
+fn an_error_in_a_box_says_what_it_says_outside_of_it() {
+    let boxed: Box<dyn StdError + Send + Sync> = Box::new(io::Error::from(io::ErrorKind::BrokenPipe));
+    let said = Classify::<axum::http::Response<()>, _>::classify(&ByStatus, Err(&*boxed));
+    assert_eq!(said, Verdict::TRANSIENT);
+}
+
 // ------------------------------------------------------------------------------------------------ circuit breaker
 
 #[tokio::test]

@@ -22,6 +22,7 @@ mod policy;
 mod replay;
 mod respond;
 mod retry;
+mod shown;
 mod shutdown;
 mod simulation;
 mod testing;

@@ -388,6 +388,33 @@ fn a_listener_that_moves_the_breaker_hears_of_that_next() {
     assert_eq!(*breaker.watch().borrow(), Closed);
 }
 
+// It moves the breaker faster than it hears of it: what it has yet to hear of is kept up to a bound.
+#[test]
+fn a_listener_that_moves_the_breaker_without_end_hears_of_the_latest() {
+    let heard = Heard::default();
+    let (log, own) = (heard.clone(), Arc::<Mutex<Option<CircuitBreaker>>>::default());
+    let inner = own.clone();
+    let breaker = builder()
+        .on_transition(move |transition| {
+            log.lock().unwrap().push(*transition);
+            if log.lock().unwrap().len() == 1 {
+                let breaker = inner.lock().unwrap().clone().unwrap();
+                (0..2_000).for_each(|_| {
+                    breaker.force_closed();
+                    breaker.force_open();
+                });
+            }
+        })
+        .build()
+        .unwrap();
+    *own.lock().unwrap() = Some(breaker.clone());
+    breaker.force_open();
+    let moves = moves(&heard);
+    assert_eq!(moves.len(), 1 + 1_024);
+    assert!(moves[1..].windows(2).all(|pair| pair[0].1 == pair[1].0), "nothing is left out in between");
+    assert_eq!(moves.last().map(|last| last.1), Some(breaker.state()));
+}
+
 #[test]
 fn many_threads_move_it_and_the_listener_hears_an_unbroken_story() {
     let heard = Heard::default();

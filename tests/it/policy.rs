@@ -203,6 +203,18 @@ async fn an_open_circuit_stops_the_retry_and_the_last_outcome_is_returned_unchan
     assert_eq!(reason(policy.call(|| async { Ok::<_, Infallible>(()) }).await), Reason::CircuitOpen);
 }
 
+// HAZARD: R8
+#[tokio::test(start_paused = true)]
+async fn a_circuit_that_was_forced_open_stops_the_retry_too() {
+    let policy = Policy::plain("p").retry(retry()).circuit_breaker(breaker()).build().unwrap();
+    let down = || async {
+        policy.circuit_breaker().unwrap().force_open();
+        Err::<(), _>("down")
+    };
+    let mut call = task::spawn(policy.call(down));
+    assert_eq!(assert_ready!(call.poll()), Err(Error::Inner("down")), "at once, and what the service said");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_circuit_that_opens_during_a_backoff_refuses_the_next_attempt() {
     let policy = Policy::plain("p").retry(retry()).circuit_breaker(breaker()).build().unwrap();

@@ -328,6 +328,8 @@ async fn a_body_that_takes_too_long_in_all_is_cut_off_however_many_pieces_come()
     };
     assert_eq!((begun.elapsed(), pieces), (secs(10), 10));
     assert_eq!(rejection(&*error).rule(), Rule::BodyTimeout);
+    let expected = "response of `downloads` timed out: its body took more than 10.000 s";
+    assert_eq!(rejection(&*error).to_string(), expected);
     assert_eq!(policy.circuit_breaker().unwrap().state(), State::Open);
 }
 

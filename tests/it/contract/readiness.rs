@@ -3,11 +3,14 @@
 use std::{
     future::poll_fn,
     pin::pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use buttress::{CircuitBreaker, Policy, Reason, circuit_breaker::WhenOpen};
-use tokio::time::{advance, sleep};
+use tokio::{
+    task::consume_budget,
+    time::{advance, sleep},
+};
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 use tower::{BoxError, Layer, Service, ServiceExt, buffer::Buffer, limit::ConcurrencyLimit as TowersLimit};
 use tower_test::{assert_request_eq, mock};
@@ -171,8 +174,27 @@ pub async fn serves_a_thousand_in_one_poll(subject: Subject) {
     .await;
 }
 
+/// Spends of the task's cooperative budget to get ready, as whoever waits for a channel or a semaphore does.
+#[derive(Clone)]
+struct Spends(Strict);
+
+impl Service<Ask> for Spends {
+    type Response = u64;
+    type Error = BoxError;
+    type Future = Boxed<Result<u64, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        ready!(pin!(consume_budget()).poll(cx));
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, ask: Ask) -> Self::Future {
+        self.0.call(ask)
+    }
+}
+
 pub async fn waits_for_the_budget(subject: Subject) {
-    let service = subject.over(TowersLimit::new(Strict::default(), 1_000));
+    let service = subject.over(Spends(Strict::default()));
     let mut calls: Vec<Option<Boxed<Result<u64, BoxError>>>> =
         (0..1_000).map(|_| Some::<Boxed<_>>(Box::pin(service.clone().oneshot(Ask::Thrifty)))).collect();
     let mut polls = 0;

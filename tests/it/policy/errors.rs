@@ -3,8 +3,8 @@
 use std::{error::Error as StdError, fmt, io};
 
 use buttress::{
-    CircuitBreaker, ConcurrencyLimit, Deadline, Error, Outcome, Policy, Reason, Reject, Rejection, Timeout, Verdict,
-    circuit_breaker, impl_reject,
+    CircuitBreaker, Classify, ConcurrencyLimit, Deadline, Error, Outcome, Policy, Reason, Reject, Rejection, Timeout,
+    Verdict, circuit_breaker, impl_reject,
 };
 use tokio::time::{advance, sleep};
 use tokio_test::{assert_pending, assert_ready, task};
@@ -150,6 +150,31 @@ fn our_error_reads_as_what_it_holds_and_can_be_boxed() {
     let (kept, refused) = (Error::Inner(7), Error::<u8>::Rejected(a_rejection()));
     assert_eq!((kept.inner(), kept.rejection(), kept.into_inner()), (Some(&7), None, Some(7)));
     assert_eq!((refused.inner(), refused.rejection(), refused.into_inner()), (None, Some(&a_rejection()), None));
+}
+
+#[test]
+fn our_error_merges_into_an_error_that_a_rejection_converts_to() {
+    #[derive(Debug, PartialEq)]
+    struct Report(String);
+    impl From<Rejection> for Report {
+        fn from(rejection: Rejection) -> Self {
+            Self(rejection.to_string())
+        }
+    }
+    assert_eq!(Error::Inner(Report("disk".into())).merge(), Report("disk".into()));
+    assert_eq!(Error::<Report>::Rejected(a_rejection()).merge(), Report(a_rejection().to_string()));
+}
+
+#[test]
+fn a_clone_of_a_classifier_judges_as_the_first_does() {
+    let judge = buttress::classify::from_fn(|answer: Result<&u16, &io::Error>| match answer {
+        Ok(status) if *status >= 500 => Verdict::TRANSIENT,
+        _ => Verdict::Permanent,
+    });
+    for judge in [judge.clone(), judge] {
+        let said = [Ok(&200), Ok(&503), Err(&io::Error::other("disk"))].map(|answer| judge.classify(answer));
+        assert_eq!(said, [Verdict::Permanent, Verdict::TRANSIENT, Verdict::Permanent]);
+    }
 }
 
 // ---------------------------------------------------------------- a user's enum

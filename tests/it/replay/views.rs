@@ -81,6 +81,17 @@ fn an_attempt_that_was_under_way_is_told_that_it_has_lost_the_body() {
 }
 
 #[test]
+fn a_body_that_is_gone_says_why() {
+    let gone = [BodyGone::NotRecorded, BodyGone::TakenOver, BodyGone::Failed].map(|gone| gone.to_string());
+    let expected = [
+        "the request body was sent before and is not recorded",
+        "a later attempt sends the request body",
+        "the request body has failed before",
+    ];
+    assert_eq!(gone, expected);
+}
+
+#[test]
 fn the_first_poll_of_a_later_attempt_takes_the_body_too_and_wakes_the_one_before() {
     let (_sender, upload) = Upload::live();
     let first = Replay::new(upload, 100);

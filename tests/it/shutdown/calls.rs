@@ -145,6 +145,15 @@ async fn a_panic_in_the_call_or_in_its_future_lets_go_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_is_polled_again_after_its_answer_says_so() {
+    let shutdown = prompt().build().unwrap();
+    let mut call = task::spawn(shutdown.handle().layer().layer(Echo).call(1));
+    assert!(call.poll().is_ready());
+    let again = catch_unwind(AssertUnwindSafe(|| call.poll().is_ready())).unwrap_err();
+    assert_eq!(again.downcast_ref::<&str>(), Some(&"a response future was polled after completion"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_is_dropped_because_it_was_forced_is_named() {
     let shutdown = prompt().build().unwrap();
     let handle = shutdown.handle();

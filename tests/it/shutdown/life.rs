@@ -675,6 +675,21 @@ async fn hooks_run_at_the_very_end_in_their_order_each_within_its_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hook_from_outside_of_any_runtime_runs_on_that_of_the_shutdown() {
+    let shutdown = prompt().build().unwrap();
+    let (handle, flushed) = (shutdown.handle(), Arc::new(AtomicUsize::new(0)));
+    let count = flushed.clone();
+    let flush = async move {
+        sleep(secs(1)).await;
+        count.fetch_add(1, SeqCst);
+    };
+    thread::spawn(move || handle.at_end("flush", secs(2), flush)).join().unwrap();
+    shutdown.handle().trigger("deploy");
+    let report = shutdown.wait().await;
+    assert_eq!((flushed.load(SeqCst), stages(&report).last()), (1, Some(&("flush", 10, false))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn hooks_run_when_it_was_forced_too_and_one_that_hangs_is_dropped() {
     let shutdown = prompt().build().unwrap();
     let gone = Arc::new(());

@@ -743,6 +743,25 @@ async fn a_task_that_ran_well_for_the_span_begins_its_restarts_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_that_failed_once_and_then_stopped_as_told_says_so() {
+    let shutdown = two_phases();
+    let task = |cx: TaskContext| async move {
+        if cx.restarts() == 0 {
+            return Err("no luck");
+        }
+        cx.stopping().await;
+        Ok(())
+    };
+    let restart = Restart::on_failure(Backoff::constant(ms(10)).jitter(Jitter::None));
+    shutdown.handle().supervise("workers", "poller", restart, task).unwrap();
+    sleep(secs(1)).await;
+    shutdown.handle().trigger("deploy");
+    let report = shutdown.wait().await;
+    assert_eq!(of(&report, "poller").to_string(), "task `poller` of phase `workers` ended, after 1 restart");
+    assert_eq!(report.exit_code(), 0, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_always_restarts_what_has_ended_well() {
     let shutdown = two_phases();
     let handle = shutdown.handle();
