@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use buttress::{Error, Retry, retry::Budget};
+use buttress::{Deadline, Error, Policy, Reason, Retry, retry::Budget};
 use proptest::prelude::*;
 use tokio::{
     runtime::Runtime,
@@ -86,6 +86,21 @@ async fn a_ratio_is_not_rounded_to_whole_tokens() {
     }
     assert_eq!(made, [0, 1, 0, 1, 1, 0, 1, 0, 1, 1], "the n-th call finds 0.6 n, less what was spent");
     assert_eq!(budget.balance(), 0);
+}
+
+/// The service was not asked, so nobody may ask it once more for that.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_comes_too_late_pays_nothing() {
+    let budget = budget(1.0, 0);
+    let policy = Policy::plain("late").retry(attempts(3, &budget)).build().unwrap();
+    let past = Deadline::at(Instant::now());
+    for _ in 0..10 {
+        let late = past.scope(policy.call(|| async { Ok::<_, ()>(()) })).await;
+        assert_eq!(late.unwrap_err().rejection().unwrap().reason(), Reason::DeadlineExceeded);
+    }
+    assert_eq!(budget.balance(), 0);
+    policy.call(|| async { Ok::<_, ()>(()) }).await.unwrap();
+    assert_eq!(budget.balance(), 1);
 }
 
 // HAZARD: R3

@@ -71,6 +71,20 @@ async fn of_fifty_at_once_a_half_open_circuit_admits_exactly_its_probes() {
     assert_eq!((answered, turned_away, breaker.state()), (3, 47, State::Closed));
 }
 
+// HAZARD: B8
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_refused_gives_back_no_probe_of_its_attempt_before() {
+    let breaker = due(touchy().probes(2).probe_failure_rate(1.0)).await;
+    let retry = Retry::constant(secs(1)).jitter(Jitter::None).max_attempts(2);
+    let policy = Policy::plain("whole").retry(retry).circuit_breaker(&breaker).build().unwrap();
+    let mut call = Box::pin(policy.call(|| ready(Err::<(), _>("down"))));
+    timeout(ms(500), &mut call).await.expect_err("it waits to try again");
+    let _other = breaker.try_acquire().expect("of two probes one has failed");
+    let refused = call.await.unwrap_err();
+    assert_eq!(refused.rejection().unwrap().rule(), Rule::ProbesOut);
+    assert_eq!(breaker.try_acquire().unwrap_err().rule(), Rule::ProbesOut, "still");
+}
+
 // HAZARD: B9
 #[tokio::test(start_paused = true)]
 async fn of_many_threads_at_once_exactly_the_probes_get_in() {

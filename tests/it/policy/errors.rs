@@ -3,8 +3,8 @@
 use std::{error::Error as StdError, fmt, io};
 
 use buttress::{
-    CircuitBreaker, Classify, ConcurrencyLimit, Deadline, Error, Outcome, Policy, Reason, Reject, Rejection, Timeout,
-    Verdict, circuit_breaker, impl_reject,
+    CircuitBreaker, Classify, ConcurrencyLimit, Deadline, Error, Outcome, Policy, Reason, Reject, Rejection, Rule,
+    Timeout, Verdict, circuit_breaker, impl_reject,
 };
 use tokio::time::{advance, sleep};
 use tokio_test::{assert_pending, assert_ready, task};
@@ -225,6 +225,32 @@ async fn a_classifier_over_a_users_enum_sees_the_enum() {
 }
 
 // ---------------------------------------------------------------- in words
+
+/// Dashboards and callers' `match`es are built on these.
+#[test]
+fn each_rule_has_its_name_and_its_reason() {
+    let rules = [
+        (Rule::FailureRate, "failure_rate", Reason::CircuitOpen),
+        (Rule::SlowCallRate, "slow_call_rate", Reason::CircuitOpen),
+        (Rule::ConsecutiveFailures, "consecutive_failures", Reason::CircuitOpen),
+        (Rule::ProbesFailed, "probes_failed", Reason::CircuitOpen),
+        (Rule::ProbeLease, "probe_lease", Reason::CircuitOpen),
+        (Rule::ProbesOut, "probes_out", Reason::CircuitOpen),
+        (Rule::Forced, "forced", Reason::CircuitOpen),
+        (Rule::LimitReached, "limit_reached", Reason::Overloaded),
+        (Rule::QueueFull, "queue_full", Reason::Overloaded),
+        (Rule::MaxWait, "max_wait", Reason::Overloaded),
+        (Rule::AttemptTimeout, "attempt_timeout", Reason::Timeout),
+        (Rule::BodyIdle, "body_idle", Reason::Timeout),
+        (Rule::BodyTimeout, "body_timeout", Reason::Timeout),
+        (Rule::Deadline, "deadline", Reason::DeadlineExceeded),
+        (Rule::Draining, "draining", Reason::ShuttingDown),
+        (Rule::Stopping, "stopping", Reason::ShuttingDown),
+    ];
+    for (rule, name, reason) in rules {
+        assert_eq!((rule.as_str(), rule.reason()), (name, reason), "{rule:?}");
+    }
+}
 
 /// What a breaker says to the next caller.
 fn says(breaker: &CircuitBreaker) -> String {

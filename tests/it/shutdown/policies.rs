@@ -410,6 +410,18 @@ async fn who_is_dropped_in_the_queue_once_it_drains_takes_nothing_along() {
     assert_eq!(limit.in_flight(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_comes_once_it_drains_takes_no_place_in_the_queue() {
+    let (_shutdown, handle) = shutdown();
+    let limit = single().name("pool").shutdown(&handle).build().unwrap();
+    let _held = limit.try_acquire().unwrap();
+    handle.trigger("deploy");
+    // A service decides when it is called; nobody may ever poll what it returns.
+    let late = limit.layer().layer(service_fn(|(): ()| ready(Ok::<_, Error<()>>(())))).call(());
+    assert_eq!((limit.in_flight(), limit.waiting()), (1, 0));
+    assert_draining(&rejection(late.await), "pool");
+}
+
 // "a call that finds no permit too": whatever the queue.
 #[tokio::test(start_paused = true)]
 async fn who_finds_no_permit_once_it_drains_hears_of_the_shutdown_without_a_queue_too() {
