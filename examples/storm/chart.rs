@@ -55,11 +55,12 @@ pub fn draw(file: &Path, storms: &[(Storm, Vec<Outcome>)]) -> Result<(), Box<dyn
 /// Says what is seen, and who is who.
 fn heading(area: &Area<'_>) -> Result<(), Box<dyn Error>> {
     write(area, "Calls answered in time, through six storms", (50, 40), text(50, INK, FontStyle::Bold))?;
-    let about = "Share of each second's calls that were answered within two seconds. The storm is shaded.";
-    write(area, about, (50, 104), text(30, FAINT, FontStyle::Normal))?;
-    for ((who, colour, width), x) in LINES.iter().zip([1500, 1720, 1960, 2200]) {
-        area.draw(&PathElement::new([(x, 122), (x + 46, 122)], colour.stroke_width(width * 2)))?;
-        write(area, who.name(), (x + 58, 106), text(30, INK, FontStyle::Normal))?;
+    let about = "Share of each second's calls that were answered within two seconds; the storm is shaded. Simulated: 200 calls a \
+                 second, by five clients, to a server that is half busy.";
+    write(area, about, (50, 108), text(28, FAINT, FontStyle::Normal))?;
+    for ((who, colour, width), x) in LINES.iter().zip([1420, 1660, 1910, 2180]) {
+        area.draw(&PathElement::new([(x, 60), (x + 50, 60)], colour.stroke_width(width * 2)))?;
+        write(area, who.name(), (x + 64, 44), text(32, INK, FontStyle::Normal))?;
     }
     Ok(())
 }
@@ -75,7 +76,7 @@ fn multiple(area: &Area<'_>, storm: &Storm, outcomes: &[Outcome]) -> Result<(), 
         LINES.iter().filter_map(|(who, colour, width)| Some((outcome(*who)?, colour, *width))).collect();
     for ((figures, colour, _), x) in drawn.iter().zip((200..).step_by(140)) {
         let back = figures.back.map_or("never".into(), |time| format!("{} s", time.as_secs()));
-        area.draw(&Rectangle::new([(x, 113), (x + 20, 133)], colour.filled()))?;
+        area.draw(&Rectangle::new([(x, 109), (x + 20, 129)], colour.filled()))?;
         write(area, &back, (x + 30, 108), text(26, INK, FontStyle::Bold))?;
     }
 
@@ -84,7 +85,7 @@ fn multiple(area: &Area<'_>, storm: &Storm, outcomes: &[Outcome]) -> Result<(), 
     let mut chart = ChartBuilder::on(area)
         .margin_top(160)
         .margin_left(20)
-        .margin_right(40)
+        .margin_right(60)
         .margin_bottom(10)
         .x_label_area_size(70)
         .y_label_area_size(100)
@@ -96,7 +97,7 @@ fn multiple(area: &Area<'_>, storm: &Storm, outcomes: &[Outcome]) -> Result<(), 
         .bold_line_style(GRID.stroke_width(2))
         .light_line_style(TRANSPARENT)
         .axis_style(FAINT.stroke_width(2))
-        .x_labels(7)
+        .x_labels(6)
         .y_labels(5)
         .x_label_formatter(&|second| format!("{second:.0} s"))
         .y_label_formatter(&|share| format!("{:.0} %", 100.0 * share))
@@ -105,6 +106,10 @@ fn multiple(area: &Area<'_>, storm: &Storm, outcomes: &[Outcome]) -> Result<(), 
     for (figures, colour, width) in drawn {
         let points = figures.seconds.iter().enumerate().map(|(second, share)| (second as f64 + 0.5, *share));
         chart.draw_series(LineSeries::new(points, colour.stroke_width(width)))?;
+        if figures.back.is_none() {
+            let style = text(26, *colour, FontStyle::Bold);
+            chart.draw_series([Text::new("well again, yet down for good", (until + 21.0, 0.1), style)])?;
+        }
     }
     Ok(())
 }

@@ -2,11 +2,11 @@
 //! crate.
 //!
 //! ```text
-//! cargo run --release --example storm [-- CHART.svg [TABLE.md]]
+//! cargo run --release --example storm [-- CHART.svg [PAGE.md]]
 //! ```
 //!
 //! Nothing is real but the layers: clients and servers are simulated on tokio's paused clock. It prints the table of
-//! `docs/storms.md`, which says what all of it means, and draws its chart.
+//! `docs/storms.md`, which says what all of it means, and draws its chart. Given a page, it puts the table into that.
 
 #![allow(missing_docs, reason = "an example")]
 
@@ -20,6 +20,10 @@ use sim::{clients::run, contenders::Contender, figures::Figures, storms::Storm, 
 
 /// The table has them all, the chart the first.
 const SEEDS: [u64; 3] = [1, 2, 3];
+
+/// Where the table stands in a page.
+const BEGIN: &str = "<!-- storms:begin -->";
+const END: &str = "<!-- storms:end -->";
 
 /// What became of one contender in one storm, for each seed.
 #[derive(Debug)]
@@ -42,8 +46,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let table = table::table(&storms);
     println!("{table}\n{}", table::account(&storms));
-    if let Some(file) = arguments.next() {
-        fs::write(file, table)?;
+    if let Some(page) = arguments.next() {
+        fs::write(&page, between(&fs::read_to_string(&page)?, &table).ok_or("the page has no place for the table")?)?;
     }
     chart::draw(&picture, &storms)?;
     println!("The chart is {}.", picture.display());
@@ -57,4 +61,11 @@ fn outcomes(storm: &Storm) -> io::Result<Vec<Outcome>> {
         Ok(Outcome { contender, seeds: SEEDS.map(figures).into_iter().collect::<io::Result<_>>()? })
     };
     Contender::ALL.into_iter().map(outcome).collect()
+}
+
+/// The page with the table in its place.
+fn between(page: &str, table: &str) -> Option<String> {
+    let (before, rest) = page.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{table}{END}{after}"))
 }

@@ -7,37 +7,70 @@ use super::{
     sim::{contenders::Contender, figures::Figures, storms::Storm},
 };
 
+/// One column.
+struct Column {
+    title: &'static str,
+    figure: fn(&Figures) -> f64,
+    unit: Unit,
+}
+
+enum Unit {
+    /// More is better.
+    Percent,
+    /// Less is better.
+    Millis,
+    /// Less is better.
+    Times,
+}
+
+const COLUMNS: [Column; 6] = [
+    Column { title: "answered in the storm", figure: |seed| seed.storm, unit: Unit::Percent },
+    Column { title: "answered after it", figure: |seed| seed.after, unit: Unit::Percent },
+    Column { title: "median", figure: |seed| seed.median.as_secs_f64(), unit: Unit::Millis },
+    Column { title: "p99", figure: |seed| seed.p99.as_secs_f64(), unit: Unit::Millis },
+    Column { title: "requests per call in the storm", figure: |seed| seed.amplification, unit: Unit::Times },
+    Column { title: "a minute later", figure: |seed| seed.at_last, unit: Unit::Times },
+];
+
+impl Column {
+    fn mean(&self, seeds: &[Figures]) -> f64 {
+        seeds.iter().map(self.figure).sum::<f64>() / seeds.len() as f64
+    }
+
+    fn show(&self, seeds: &[Figures]) -> String {
+        let mean = self.mean(seeds);
+        match self.unit {
+            Unit::Percent => format!("{:.1} %", 100.0 * mean),
+            Unit::Millis => format!("{:.0} ms", 1000.0 * mean),
+            Unit::Times => format!("{mean:.2}"),
+        }
+    }
+
+    /// Whether one is better than the other by more than chance has it.
+    fn is_better(&self, one: &[Figures], other: &[Figures]) -> bool {
+        let (one, other) = (self.mean(one), self.mean(other));
+        match self.unit {
+            Unit::Percent => one > other + 0.005,
+            Unit::Millis => one < other * 0.9 && one < other - 0.005,
+            Unit::Times => one < other - 0.01,
+        }
+    }
+}
+
 /// In Markdown.
 pub fn table(storms: &[(Storm, Vec<Outcome>)]) -> String {
-    let mut table = String::from(
-        "| storm | | answered in the storm | after it | median | p99 | requests per call | at last | back after |\n\
-         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
-    );
+    let titles: String = COLUMNS.iter().map(|column| format!(" {} |", column.title)).collect();
+    let mut table =
+        format!("| storm | |{titles} back after |\n| --- | --- |{} ---: |\n", " ---: |".repeat(COLUMNS.len()));
     for (storm, outcomes) in storms {
         let mut name = format!("**{}**", storm.name);
         for Outcome { contender, seeds } in outcomes {
-            let percent = |figure: fn(&Figures) -> f64| format!("{:.1} %", 100.0 * mean(seeds, figure));
-            let millis = |figure: fn(&Figures) -> f64| format!("{:.0} ms", 1000.0 * mean(seeds, figure));
-            let _ = writeln!(
-                table,
-                "| {name} | {} | {} | {} | {} | {} | {:.2} | {:.2} | {} |",
-                contender.name(),
-                percent(|seed| seed.storm),
-                percent(|seed| seed.after),
-                millis(|seed| seed.median.as_secs_f64()),
-                millis(|seed| seed.p99.as_secs_f64()),
-                mean(seeds, |seed| seed.amplification),
-                mean(seeds, |seed| seed.at_last),
-                back(seeds),
-            );
+            let cells: String = COLUMNS.iter().map(|column| format!(" {} |", column.show(seeds))).collect();
+            let _ = writeln!(table, "| {name} | {} |{cells} {} |", contender.name(), back(seeds));
             name.clear();
         }
     }
     table
-}
-
-fn mean(seeds: &[Figures], figure: fn(&Figures) -> f64) -> f64 {
-    seeds.iter().map(figure).sum::<f64>() / seeds.len() as f64
 }
 
 /// From the first seed to come back to the last.
@@ -51,33 +84,36 @@ fn back(seeds: &[Figures]) -> String {
     }
 }
 
-/// What it comes to, the bad news too.
+/// What it comes to; the bad news too.
 pub fn account(storms: &[(Storm, Vec<Outcome>)]) -> String {
-    let of = |outcomes: &'_ [Outcome], who| outcomes.iter().position(|outcome| outcome.contender == who).unwrap_or(0);
     let mut text = String::new();
     for (storm, outcomes) in storms {
-        let naive = &outcomes[of(outcomes, Contender::NaiveRetry)].seeds;
-        let ours = &outcomes[of(outcomes, Contender::Buttress)].seeds;
+        let of =
+            |who| outcomes.iter().find(|outcome| outcome.contender == who).map_or(&[][..], |outcome| &outcome.seeds);
+        let (naive, ours) = (of(Contender::NaiveRetry), of(Contender::Buttress));
         if back(naive) == "never" {
+            let [.., requests] = &COLUMNS;
             let _ = writeln!(
                 text,
-                "- {}: naive retry never comes back. The server is well again and works without a pause, but {:.1} requests per \
-                 call keep its line so long\n  that whoever is answered has gone. buttress is back after {}.",
+                "- {}: naive retry stays down. The server is well again and never idle, but with {} requests per call its line is \
+                 so long that whoever is answered has gone. buttress is back after {}.",
                 storm.name,
-                mean(naive, |seed| seed.at_last),
+                requests.show(naive),
                 back(ours),
             );
         }
-        for Outcome { contender, seeds } in outcomes {
-            let (theirs, ours) = (mean(seeds, |seed| seed.storm), mean(ours, |seed| seed.storm));
-            if theirs > ours + 0.005 {
+        for column in &COLUMNS {
+            let others = outcomes.iter().filter(|outcome| outcome.contender != Contender::Defaults);
+            let better: Vec<_> = others
+                .filter(|other| column.is_better(&other.seeds, ours))
+                .map(|other| format!("{} has {}", other.contender.name(), column.show(&other.seeds)))
+                .collect();
+            if !better.is_empty() {
+                let (storm, title, better) = (storm.name, column.title, better.join(", "));
                 let _ = writeln!(
                     text,
-                    "- {}: not the best: {} has {:.1} % answered while it lasts, buttress {:.1} %.",
-                    storm.name,
-                    contender.name(),
-                    100.0 * theirs,
-                    100.0 * ours,
+                    "- {storm}, {title}: buttress is not the best with {}; {better}.",
+                    column.show(ours)
                 );
             }
         }

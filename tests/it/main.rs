@@ -24,6 +24,7 @@ mod respond;
 mod retry;
 mod shown;
 mod shutdown;
+mod storm;
 mod simulation;
 mod testing;
 mod timeout;

@@ -11,7 +11,7 @@ pub const RATE: f64 = 200.0;
 pub const WORKERS: usize = 20;
 const WORK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(30));
 /// Ten seconds of work may wait.
-const LINE: usize = 4_000;
+pub const LINE: usize = 4_000;
 /// Whoever calls waits for so long and then leaves, whatever the client does.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// A client that tries again gives each attempt so long, and makes so many.
@@ -29,9 +29,9 @@ pub struct Times {
 }
 
 impl Times {
-    /// Ten seconds of calm, thirty of trouble, and eighty to get over it.
+    /// Ten seconds of calm, thirty of trouble, and a minute to get over it.
     pub const FULL: Self =
-        Self { from: Duration::from_secs(10), until: Duration::from_secs(40), end: Duration::from_secs(120) };
+        Self { from: Duration::from_secs(10), until: Duration::from_secs(40), end: Duration::from_secs(100) };
 }
 
 /// One storm.
@@ -52,7 +52,7 @@ impl Storm {
 
     pub const OVERLOAD: Self = Self {
         name: "Overload",
-        about: "ten times the calls: five times what the server can do",
+        about: "ten times the calls; the server can answer every fifth",
         load: 10,
         ..Self::CALM
     };
@@ -70,7 +70,7 @@ impl Storm {
     };
     pub const LEAK: Self = Self {
         name: "Slow leak",
-        about: "18 of 20 workers are lost one by one, then the server restarts in 2 s",
+        about: "18 of 20 workers are lost one by one; then a restart",
         trouble: Trouble::Leaks { left: 2, restart: Duration::from_secs(2) },
         ..Self::CALM
     };
