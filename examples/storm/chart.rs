@@ -107,8 +107,8 @@ fn multiple(area: &Area<'_>, storm: &Storm, outcomes: &[Outcome]) -> Result<(), 
         let points = figures.seconds.iter().enumerate().map(|(second, share)| (second as f64 + 0.5, *share));
         chart.draw_series(LineSeries::new(points, colour.stroke_width(width)))?;
         if figures.back.is_none() {
-            let style = text(26, *colour, FontStyle::Bold);
-            chart.draw_series([Text::new("well again, yet down for good", (until + 21.0, 0.1), style)])?;
+            let style = text(28, *colour, FontStyle::Bold).pos(Pos::new(HPos::Right, VPos::Bottom));
+            chart.draw_series([Text::new("stays down", (end, 0.03), style)])?;
         }
     }
     Ok(())

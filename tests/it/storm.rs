@@ -20,7 +20,7 @@ use sim::{
 use crate::support::secs;
 
 const SEEDS: [u64; 3] = [1, 2, 3];
-const TIMES: Times = Times { from: secs(5), until: secs(20), end: secs(50) };
+const TIMES: Times = Times { from: secs(5), until: secs(20), end: secs(40) };
 
 /// How soon ours is back after any storm.
 const BACK: Duration = secs(5);
@@ -156,6 +156,15 @@ fn a_policy_serves_what_the_server_can_do_under_ten_times_the_calls() {
 }
 
 #[test]
+fn a_policy_leaves_a_server_alone_that_hangs() {
+    for storm in [Storm::OUTAGE, Storm::SLOW] {
+        for_a_policy(&storm, |what, _, figures| {
+            assert!(figures.amplification < 0.3, "{what}: {} requests per call", figures.amplification);
+        });
+    }
+}
+
+#[test]
 fn one_bad_host_of_ten_is_hardly_noticed() {
     for_a_policy(&Storm::BAD_HOST, |what, run, figures| {
         assert!(figures.storm > 0.99, "{what}: {} answered", figures.storm);
@@ -184,10 +193,13 @@ fn every_call_ends_once_and_the_servers_counts_add_up() {
 
 #[test]
 fn the_same_seed_has_the_same_end_to_the_last_call_and_another_has_not() {
-    let times = Times { from: secs(2), until: secs(7), end: secs(20) };
-    for contender in Contender::ALL {
-        let [once, again, other] = [1, 1, 2]
-            .map(|seed| thread::spawn(move || weathered(&Storm::BAD_HOST, contender, times, seed)).join().unwrap());
+    // Long enough for circuits to open.
+    let times = Times { from: secs(1), until: secs(13), end: secs(18) };
+    for (storm, contender) in
+        Contender::ALL.map(|who| (Storm::OUTAGE, who)).into_iter().chain([(Storm::BAD_HOST, Contender::Buttress)])
+    {
+        let [once, again, other] =
+            [1, 1, 2].map(|seed| thread::spawn(move || weathered(&storm, contender, times, seed)).join().unwrap());
         assert!(once == again, "{contender:?}");
         assert!(once != other, "{contender:?}");
     }

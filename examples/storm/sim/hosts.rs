@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     server::{Counts, End, Server},
-    storms::{NETWORK, Storm, Times},
+    storms::{NETWORK, PATIENCE, Storm, Times},
 };
 
 /// Why there is no answer.
@@ -45,7 +45,7 @@ impl Hosts {
             began: Instant::now(),
             servers: (0..storm.hosts).map(server).collect(),
             random: Mutex::new(SmallRng::seed_from_u64(seed)),
-            asked: Mutex::default(),
+            asked: Mutex::new(vec![0; (times.end + PATIENCE).as_secs() as usize + 1]),
         }))
     }
 
@@ -73,7 +73,7 @@ impl Hosts {
     pub async fn ask(self, host: usize) -> Result<(), Failure> {
         let now = self.now();
         let (end, at) = lock(&self.0.servers[host]).accept(now);
-        self.count(now);
+        lock(&self.0.asked)[now.as_secs() as usize] += 1;
         let mut caller = Caller { server: &self.0.servers[host], hears: false };
         sleep_until(self.at(at) + NETWORK).await;
         caller.hears = true;
@@ -81,15 +81,6 @@ impl Hosts {
             End::Answered => Ok(()),
             End::Failed | End::Lost | End::Refused => Err(Failure::Server),
         }
-    }
-
-    fn count(&self, now: Duration) {
-        let mut asked = lock(&self.0.asked);
-        let second = now.as_secs() as usize;
-        if asked.len() <= second {
-            asked.resize(second + 1, 0);
-        }
-        asked[second] += 1;
     }
 
     /// Requests that reached them, second by second.
