@@ -68,14 +68,12 @@ fn arrivals(storm: &Storm, times: Times, seed: u64) -> Vec<(Duration, usize)> {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut arrivals = Vec::new();
     let streams = [(Duration::ZERO, times.end, RATE), (times.from, times.until, RATE * f64::from(storm.load - 1))];
-    for (from, until, rate) in streams {
-        let mut at = from;
-        while rate > 0.0 {
-            at += Duration::from_secs_f64(-(1.0 - random.random::<f64>()).ln() / rate);
-            if at >= until {
-                break;
-            }
+    let gap = |random: &mut SmallRng, rate| Duration::from_secs_f64(-(1.0 - random.random::<f64>()).ln() / rate);
+    for (from, until, rate) in streams.into_iter().filter(|(.., rate)| *rate > 0.0) {
+        let mut at = from + gap(&mut random, rate);
+        while at < until {
             arrivals.push((at, random.random_range(0..CLIENTS as usize)));
+            at += gap(&mut random, rate);
         }
     }
     arrivals.sort_unstable();
