@@ -140,7 +140,21 @@ where
     FromFn { f, types: PhantomData }
 }
 
-/// See [`from_fn`].
+/// The classifier that [`from_fn`] makes, for who has to name its type.
+///
+/// ```
+/// use buttress::{CircuitBreaker, CircuitBreakerLayer, Verdict, classify::{self, FromFn}};
+/// fn judge(outcome: Result<&u16, &std::io::Error>) -> Verdict {
+///     if outcome.is_ok() { Verdict::Success } else { Verdict::TRANSIENT }
+/// }
+/// type Judge = FromFn<fn(Result<&u16, &std::io::Error>) -> Verdict, u16, std::io::Error>;
+///
+/// # fn main() -> Result<(), buttress::ConfigError> {
+/// let judge: Judge = classify::from_fn(judge as fn(Result<&u16, &std::io::Error>) -> Verdict);
+/// let layer: CircuitBreakerLayer<Judge> = CircuitBreaker::builder().build()?.layer_with(judge);
+/// # let _ = layer;
+/// # Ok(()) }
+/// ```
 pub struct FromFn<F, Res, Cause: ?Sized> {
     f: F,
     types: PhantomData<fn(&Res, &Cause)>,

@@ -268,7 +268,7 @@ impl Deadline {
     /// Runs `future` with this deadline as the current one (or with the current one, if that is earlier).
     ///
     /// It tells, it does not enforce: `future` ends when it ends. [`DeadlineLayer`], [`enforce`](Self::enforce) and
-    /// policies enforce.
+    /// policies enforce. Cancel safe if `future` is.
     pub fn scope<F: Future>(self, future: F) -> Scoped<F> {
         let outer = Ambient::current();
         Scoped { ambient: Ambient { deadline: Moment::at(self.0).within(outer.deadline), ..outer }, future }
@@ -283,7 +283,8 @@ impl Deadline {
         result
     }
 
-    /// Runs `future` under the deadline that is current *here*, wherever it is polled: for `tokio::spawn`.
+    /// Runs `future` under the deadline that is current *here*, wherever it is polled: for `tokio::spawn`. Cancel safe if
+    /// `future` is.
     pub fn carry<F: Future>(future: F) -> Scoped<F> {
         let deadline = Self::current().map_or(Moment::NONE, |deadline| Moment::at(deadline.0));
         Scoped { ambient: Ambient { deadline, ..Ambient::current() }, future }
@@ -295,6 +296,9 @@ impl Deadline {
     ///
     /// # Errors
     /// The future's own error, or the rejection.
+    ///
+    /// # Panics
+    /// If it must wait outside of a tokio runtime with its timers enabled.
     pub async fn enforce<F, T, E>(self, future: F) -> Result<T, Error<E>>
     where
         F: Future<Output = Result<T, E>>,
@@ -311,7 +315,7 @@ impl fmt::Debug for Deadline {
     }
 }
 
-/// The future of [`Deadline::scope`] and [`Deadline::carry`].
+/// The future of [`Deadline::scope`] and [`Deadline::carry`]. Cancel safe if the one within is: dropping it drops that.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct Scoped<F> {

@@ -85,7 +85,7 @@ impl<S: Service<Req>, Req> Service<Req> for Lift<S> {
     }
 }
 
-/// The future of [`Lift`].
+/// The future of [`Lift`]. Cancel safe if the service's is: dropping it drops that.
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]

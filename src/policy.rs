@@ -268,7 +268,7 @@ impl<C, R, H> Policy<Kind<C, R, H>> {
 
     /// As [`call`](Self::call), for an error that can carry the rejection itself. **Use it to nest**: in
     /// `outer.call_as(|| inner.call(…))` the error stays one flat [`Error<E>`], and a rejection by `inner` is known as one;
-    /// `outer.call(|| inner.call(…))` would retry it and count it as a failure.
+    /// `outer.call(|| inner.call(…))` would retry it and count it as a failure. Cancel safe if the attempts are.
     ///
     /// # Errors
     /// As `call`.
@@ -369,7 +369,18 @@ pub type PolicyLayer<K = Plain> = Guard<Spread<PolicyParts<K>>>;
 /// The service of [`PolicyLayer`]; of [`Policy::wrap`] over [`Lift<S>`]. The same type, whatever is switched on.
 pub type PolicyService<S, K = Plain> = Guarded<S, Spread<PolicyParts<K>>>;
 
-/// A part of a policy: settings, or a handle that exists already and is shared with others.
+/// A part of a policy: settings, or a handle that exists already and is shared with others. Each turns into one by itself.
+///
+/// ```
+/// use buttress::{CircuitBreaker, Policy};
+/// # fn main() -> Result<(), buttress::ConfigError> {
+/// let own = Policy::plain("reads").circuit_breaker(CircuitBreaker::builder()).build()?;
+/// // Both open and close together.
+/// let shared = own.circuit_breaker().unwrap();
+/// let writes = Policy::plain("writes").circuit_breaker(shared).build()?;
+/// # let _ = writes;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub enum Part<B, H> {
     /// Made when the policy is built, under the policy's name.

@@ -64,6 +64,9 @@ impl Timeout {
     /// # Errors
     /// The future's own error, or a rejection: [`Timeout`](crate::Reason::Timeout), or
     /// [`DeadlineExceeded`](crate::Reason::DeadlineExceeded) if the current deadline was nearer.
+    ///
+    /// # Panics
+    /// If it must wait outside of a tokio runtime with its timers enabled.
     pub fn call<F, T, E>(&self, future: F) -> impl Future<Output = Result<T, Error<E>>> + use<F, T, E>
     where
         F: Future<Output = Result<T, E>>,
@@ -71,7 +74,7 @@ impl Timeout {
         ResponseFuture::lazy(Inline(*self), Given::lifted(future))
     }
 
-    /// As [`call`](Self::call), for a future whose error can carry the rejection itself.
+    /// As [`call`](Self::call), for a future whose error can carry the rejection itself. Cancel safe if `future` is.
     ///
     /// # Errors
     /// The future's own error, or the rejection.

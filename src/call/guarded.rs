@@ -96,7 +96,8 @@ impl<S, H> Guarded<S, H> {
     ///
     /// What `tower::ServiceExt::oneshot` does, with errors that name the way out when something does not fit. As with any
     /// tower service, the wait for readiness comes before the call, so no part of this guard bounds it: a service below
-    /// that may never get ready wants a deadline around this.
+    /// that may never get ready wants a deadline around this. Cancel safe if the call is: dropped before the service is
+    /// ready, the request is not sent.
     ///
     /// # Errors
     /// The service's error, which is also where a rejection shows up.

@@ -74,7 +74,7 @@ impl CircuitBreaker {
     }
 
     /// As [`call`](Self::call), with a classifier of your own; closures want
-    /// [`classify::from_fn`](crate::classify::from_fn).
+    /// [`classify::from_fn`](crate::classify::from_fn). Cancel safe if `future` is.
     ///
     /// # Errors
     /// The future's own error, or the rejection.
@@ -90,7 +90,7 @@ impl CircuitBreaker {
         ResponseFuture::lazy(Inline(BreakerParts { breaker: &*self.shared, classify }), Given::lifted(future))
     }
 
-    /// As [`call`](Self::call), for a future whose error can carry the rejection itself.
+    /// As [`call`](Self::call), for a future whose error can carry the rejection itself. Cancel safe if `future` is.
     ///
     /// # Errors
     /// The future's own error, or the rejection.
@@ -256,6 +256,15 @@ impl<B: Deref<Target = Shared>, C> Parts for BreakerParts<B, C> {
 }
 
 /// What a service does while the circuit is open.
+///
+/// ```
+/// use buttress::{circuit_breaker::WhenOpen, CircuitBreaker};
+/// # fn main() -> Result<(), buttress::ConfigError> {
+/// // A balancer above is to send its requests elsewhere.
+/// let layer = CircuitBreaker::builder().build()?.layer().when_open(WhenOpen::Wait);
+/// # let _ = layer;
+/// # Ok(()) }
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenOpen {
@@ -275,13 +284,6 @@ pub type CircuitBreakerService<S, C = ByResult> = Guarded<S, Gate<C>>;
 
 impl<C> CircuitBreakerLayer<C> {
     /// What services do while the circuit is open.
-    ///
-    /// ```
-    /// use buttress::{circuit_breaker::WhenOpen, CircuitBreaker};
-    /// let breaker = CircuitBreaker::builder().build().unwrap();
-    /// let layer = breaker.layer().when_open(WhenOpen::Wait);
-    /// # let _ = layer;
-    /// ```
     pub fn when_open(self, when_open: WhenOpen) -> Self {
         Guard::from(Gate { when_open, ..self.into_handle() })
     }

@@ -54,6 +54,9 @@ impl ConcurrencyLimit {
     /// # Errors
     /// The future's own error, or a rejection: [`Overloaded`](crate::Reason::Overloaded), or
     /// [`DeadlineExceeded`](crate::Reason::DeadlineExceeded) if the current deadline ends the wait.
+    ///
+    /// # Panics
+    /// If it must wait with an end in sight outside of a tokio runtime with its timers enabled.
     pub fn call<F, T, E>(&self, future: F) -> impl Future<Output = Result<T, Error<E>>> + use<'_, F, T, E>
     where
         F: Future<Output = Result<T, E>>,
@@ -61,7 +64,7 @@ impl ConcurrencyLimit {
         ResponseFuture::lazy(Inline(LimitParts { limit: &*self.shared }), Given::lifted(future))
     }
 
-    /// As [`call`](Self::call), for a future whose error can carry the rejection itself.
+    /// As [`call`](Self::call), for a future whose error can carry the rejection itself. Cancel safe if `future` is.
     ///
     /// # Errors
     /// The future's own error, or the rejection.

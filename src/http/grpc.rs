@@ -130,6 +130,19 @@ pub(super) fn read_pushback(value: &[u8]) -> Pushback {
 }
 
 /// What the trailers of a gRPC response say. One without a status was broken off.
+///
+/// ```
+/// use buttress::{CircuitBreaker, Policy, http::{ByGrpcStatus, ByGrpcTrailers, UntilBody}};
+/// # fn main() -> Result<(), buttress::ConfigError> {
+/// // What `Policy::grpc` does, for requests of your own kind.
+/// let policy = Policy::plain("routes")
+///     .circuit_breaker(CircuitBreaker::builder())
+///     .classify(ByGrpcStatus)
+///     .hold(UntilBody::<ByGrpcTrailers>::default())
+///     .build()?;
+/// # let _ = policy;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByGrpcTrailers {
     said: Option<Verdict>,

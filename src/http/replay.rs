@@ -532,6 +532,8 @@ impl<S> ReplayService<S> {
 
     /// Sends one request through a clone of this service: waits until it is ready, then calls it.
     ///
+    /// Cancel safe if the call is: dropped before the service is ready, the request is not sent.
+    ///
     /// # Errors
     /// The service's error.
     pub fn send<B>(&self, req: Request<B>) -> impl Future<Output = Result<S::Response, S::Error>> + use<S, B>

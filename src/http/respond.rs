@@ -239,6 +239,8 @@ impl<S, B> RespondService<S, B> {
 
     /// Sends one request through a clone of this service: waits until it is ready, then calls it.
     ///
+    /// Cancel safe if the call is: dropped before the service is ready, the request is not sent.
+    ///
     /// # Errors
     /// The service's own error; rejections are answers.
     pub fn send<A>(&self, req: Request<A>) -> impl Future<Output = Result<Response<B>, S::Error>> + use<S, A, B>
@@ -273,7 +275,7 @@ where
     }
 }
 
-/// The future of [`RespondService`]. Dropping it drops the call.
+/// The future of [`RespondService`]. Cancel safe if the service's is: dropping it drops the call.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct RespondFuture<F, B> {

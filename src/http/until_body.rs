@@ -78,7 +78,7 @@ impl Default for UntilBody {
     }
 }
 
-/// What the end of a body says.
+/// What the end of a body says: [`ByHeaders`] and [`ByGrpcTrailers`](super::ByGrpcTrailers) know.
 pub trait Trailers: Clone {
     /// The response begins.
     fn begin(&mut self, status: StatusCode, headers: &HeaderMap);
@@ -90,7 +90,13 @@ pub trait Trailers: Clone {
     fn verdict(&self) -> Option<Verdict>;
 }
 
-/// The headers have said it all.
+/// The headers have said it all: what [`UntilBody`] goes by, unless it says otherwise.
+///
+/// ```
+/// use buttress::http::{ByHeaders, UntilBody};
+/// let hold: UntilBody<ByHeaders> = UntilBody::new();
+/// # let _ = hold;
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByHeaders;
 

@@ -26,6 +26,26 @@ pub trait PerKey: Sealed {}
 impl<H: Sealed> PerKey for H {}
 
 /// The settings of such a handle, from which one is made for each key.
+///
+/// ```
+/// use buttress::{ConcurrencyLimit, ConfigError, Keyed, keyed::Settings};
+///
+/// /// Other settings than ours, read from elsewhere.
+/// #[derive(Clone)]
+/// struct Tenants { calls: usize }
+///
+/// impl Settings for Tenants {
+///     type Handle = ConcurrencyLimit;
+///
+///     fn make(self) -> Result<ConcurrencyLimit, ConfigError> {
+///         ConcurrencyLimit::builder().max_in_flight(self.calls).build()
+///     }
+/// }
+///
+/// let tenants: Keyed<u64, ConcurrencyLimit> = Keyed::each(Tenants { calls: 4 }).build()?;
+/// assert_eq!(tenants.get(&7).max_in_flight(), 4);
+/// # Ok::<(), ConfigError>(())
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say how to make a handle for each key",
     note = "pass a builder that was not built, such as `CircuitBreaker::builder()`; for a closure there is `Keyed::builder`"

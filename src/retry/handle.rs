@@ -80,6 +80,9 @@ impl Retry {
     /// # Errors
     /// The last attempt's error, unchanged; or a rejection, [`DeadlineExceeded`](Reason::DeadlineExceeded), if the
     /// current deadline is past before the first attempt.
+    ///
+    /// # Panics
+    /// If it must wait outside of a tokio runtime with its timers enabled.
     pub fn run<F, Fut, T, E>(&self, mut attempt: F) -> impl Future<Output = Result<T, Error<E>>> + use<'_, F, Fut, T, E>
     where
         F: FnMut(u32) -> Fut,
@@ -90,7 +93,7 @@ impl Retry {
     }
 
     /// As [`run`](Self::run), for an error that can carry a rejection itself; so that a nested rejection is known as
-    /// one, and not retried.
+    /// one, and not retried. Cancel safe if the attempts are.
     ///
     /// # Errors
     /// As `run`.

@@ -162,6 +162,8 @@ impl<S, P> InFlightService<S, P> {
 
     /// Sends one request through a clone of this service: waits until it is ready, then calls it.
     ///
+    /// Cancel safe if the call is: dropped before the service is ready, the request is not sent.
+    ///
     /// # Errors
     /// The service's error, which is also where a rejection shows up.
     pub fn send<Req>(&self, req: Req) -> impl Future<Output = Result<P::Response, S::Error>> + use<S, P, Req>
@@ -278,7 +280,8 @@ impl<S: fmt::Debug, P> fmt::Debug for InFlightService<S, P> {
     }
 }
 
-/// The future of [`InFlightService`]. Dropped, the call is not in flight any more.
+/// The future of [`InFlightService`]. Cancel safe if the service's is: dropping it drops that, and then the call is not in
+/// flight any more.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct InFlightFuture<F, P> {

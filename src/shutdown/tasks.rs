@@ -214,6 +214,7 @@ pub struct TaskContext {
 
 impl TaskContext {
     /// Ready once draining begins: the time to take no *new* work. Others may still need what the task does.
+    /// Cancel safe.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + use<> + 'static {
         self.handle.draining()
     }
@@ -225,7 +226,7 @@ impl TaskContext {
         async move { shared.phase_stopping(phase).await }
     }
 
-    /// Ready once everything is being aborted.
+    /// Ready once everything is being aborted. Cancel safe.
     pub fn forced(&self) -> impl Future<Output = ()> + Send + use<> + 'static {
         self.handle.forced()
     }

@@ -140,6 +140,8 @@ impl<S> ReadDeadlineService<S> {
 
     /// Sends one request through a clone of this service: waits until it is ready, then calls it.
     ///
+    /// Cancel safe if the call is: dropped before the service is ready, the request is not sent.
+    ///
     /// # Errors
     /// The service's error, which is also where a rejection shows up.
     pub fn send<Req>(&self, req: Req) -> impl Future<Output = Result<S::Response, S::Error>> + use<S, Req>

@@ -141,6 +141,8 @@ impl<S> WriteDeadlineService<S> {
 
     /// Sends one request through a clone of this service: waits until it is ready, then calls it.
     ///
+    /// Cancel safe if the call is: dropped before the service is ready, the request is not sent.
+    ///
     /// # Errors
     /// The service's error, which is also where a rejection shows up.
     pub fn send<Req>(&self, req: Req) -> impl Future<Output = Result<S::Response, S::Error>> + use<S, Req>
@@ -190,7 +192,7 @@ fn too_late(name: &'static str) -> Rejection {
     Rejection::new(name, Rule::Deadline, f32::NAN, f32::NAN)
 }
 
-/// The future of [`WriteDeadlineService`]. Dropping it drops the call.
+/// The future of [`WriteDeadlineService`]. Cancel safe if the service's is: dropping it drops the call.
 #[pin_project]
 #[must_use = "futures do nothing unless polled"]
 pub struct WriteDeadlineFuture<F> {
