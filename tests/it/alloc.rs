@@ -427,22 +427,3 @@ fn ten_million_calls_take_no_memory_in_a_breaker() {
         assert_eq!(breaker.state(), State::Closed);
     }
 }
-
-/// Every byte of a future is moved, often more than once. These are the sizes of today, and a larger one is to be argued
-/// for. Of each, 48 bytes are the future of `Echo`; the timer takes half of the rest. Timeout and deadline hold their
-/// settings in it, the others one pointer.
-#[test]
-fn futures_stay_small() {
-    macro_rules! check {
-        ($name:literal, $service:expr) => {
-            let size = size_of_val(&$service.call(7));
-            let most = match $name {
-                "lift" => 48,
-                "timeout" | "deadline" => 288,
-                _ => 264,
-            };
-            assert!(size <= most, "{}: {size} bytes, {most} until now", $name);
-        };
-    }
-    for_each_layer!(Echo, check);
-}

@@ -2,10 +2,12 @@
 //!
 //! To hold a new layer to it, write a function that makes its [`Subject`] and add its name to [`contract!`].
 
+mod auto_traits;
 mod giving_back;
 mod outside_locks;
 mod readiness;
 mod shared_state;
+mod sizes;
 mod strict;
 mod types;
 

