@@ -1,6 +1,8 @@
 //! What each public item has to say.
 
-use rustdoc_types::{GenericBound, Id, Item, ItemEnum, ItemKind, Type};
+use std::collections::HashSet;
+
+use rustdoc_types::{GenericBound, Id, Item, ItemEnum, Type};
 
 use crate::{Faults, rustdoc::Crate};
 
@@ -73,18 +75,20 @@ fn futures(all: &Crate) -> impl Iterator<Item = (String, &Item)> {
     types.chain(functions)
 }
 
-/// Functions, and methods that no trait asks for.
+/// Functions, and methods that no trait asks for, in the order of the source.
 fn own_functions(all: &Crate) -> impl Iterator<Item = &Item> {
-    let of_traits = |id: &Id| {
-        let asks = |item: &Item| match &item.inner {
-            ItemEnum::Impl(it) => it.trait_.is_some() && it.items.contains(id),
-            _ => false,
-        };
-        all.index.index.values().any(asks)
-    };
-    let mut own: Vec<&Item> =
-        all.index.index.values().filter(|item| item.inner.item_kind() == ItemKind::Function).collect();
-    own.retain(|item| item.crate_id == 0 && !of_traits(&item.id));
+    let items = all.index.index.values();
+    let asked_for: HashSet<Id> = items
+        .clone()
+        .filter_map(|item| match &item.inner {
+            ItemEnum::Impl(it) if it.trait_.is_some() => Some(&it.items),
+            _ => None,
+        })
+        .flatten()
+        .copied()
+        .collect();
+    let is_own = |item: &&Item| item.crate_id == 0 && !asked_for.contains(&item.id);
+    let mut own: Vec<&Item> = items.filter(is_own).collect();
     own.sort_by_key(|item| item.span.as_ref().map(|span| (span.filename.clone(), span.begin)));
     own.into_iter()
 }
