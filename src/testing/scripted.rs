@@ -55,7 +55,8 @@ enum Readiness {
 impl<T, E> Scripted<T, E> {
     /// Does one of these for each call, in their order.
     ///
-    /// Whoever calls it once more than there are acts, panics.
+    /// # Panics
+    /// Not here, but in a call that is one more than there are acts.
     pub fn in_turn(acts: impl IntoIterator<Item = Act<T, E>>) -> Self
     where
         T: Send + 'static,
