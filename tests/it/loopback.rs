@@ -203,6 +203,15 @@ fn an_error_in_a_box_says_what_it_says_outside_of_it() {
     assert_eq!(said, Verdict::TRANSIENT);
 }
 
+#[test]
+fn a_server_that_cannot_do_it_at_all_is_not_asked_again() {
+    for (status, verdict) in [(500, Verdict::TRANSIENT), (501, Verdict::Permanent), (505, Verdict::Permanent)] {
+        let mut response = axum::http::Response::new(());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        assert_eq!(ByStatus.classify(Ok::<_, &io::Error>(&response)), verdict, "{status}");
+    }
+}
+
 // ------------------------------------------------------------------------------------------------ circuit breaker
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use std::{
 use buttress::{
     Backoff, CircuitBreaker, ConcurrencyLimit, DeadlineLayer, Error, Jitter, Keyed, LiftLayer, Policy, Retry, Rule,
     Shutdown, Timeout,
-    shutdown::{Force, Signal, State},
+    shutdown::{Closed, Force, Signal, State},
 };
 use tokio::{
     sync::{Mutex, mpsc},
@@ -60,6 +60,8 @@ async fn handles_show_their_name_and_where_they_stand() {
     let _guard = shutdown.handle().guard("socket").unwrap();
     let expected = "Shutdown { state: Starting, in_flight: 1, connections: 0, .. }";
     assert_eq!((shown(&shutdown).as_str(), shown(&shutdown.handle()).as_str()), (expected, expected));
+    assert!(shown(&shutdown.handle().condition("migrated")).contains("\"migrated\""));
+    assert_eq!(Closed.to_string(), "shutting down: nothing new is admitted");
 }
 
 #[test]

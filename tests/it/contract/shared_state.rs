@@ -1,8 +1,10 @@
 //! The state is the handle's: axum makes a service for each connection or for each request.
 
+use std::{sync::Barrier, thread};
+
 use buttress::{Backoff, Jitter, Policy, Reason, Retry, circuit_breaker::State, retry::Budget};
 use tokio_test::{assert_pending, assert_ready_ok, task};
-use tower::{Layer, ServiceExt};
+use tower::{Layer, Service, ServiceExt};
 
 use super::{Ask, Strict, Subject, Svc, rejection};
 use crate::support::ms;
@@ -63,4 +65,29 @@ async fn layers_made_twice_of_one_handle_share_its_state() {
         let refused = layer.clone().layer(Svc::new(Strict::default())).oneshot(Ask::Echo).await.unwrap_err();
         assert_eq!(rejection(&refused).reason(), Reason::CircuitOpen);
     }
+}
+
+// HAZARD: C3
+#[test]
+fn services_that_move_to_other_threads_share_their_state() {
+    let limit = buttress::ConcurrencyLimit::builder().max_in_flight(8).max_queue(0).build().unwrap();
+    let service = limit.layer().layer(Svc::new(Strict::default()));
+    let (mut clones, all) = (vec![service; 8], Barrier::new(8));
+    // All of them alive at once, so that they do not take each other's place.
+    thread::scope(|scope| {
+        for service in &mut clones {
+            let (limit, all) = (&limit, &all);
+            scope.spawn(move || {
+                assert_ready_ok!(task::spawn(()).enter(|cx, _| service.poll_ready(cx)));
+                let mut call = task::spawn(service.call(Ask::Stall));
+                assert_pending!(call.poll());
+                all.wait();
+                assert_eq!(limit.in_flight(), 8);
+                assert!(limit.try_acquire().is_err());
+                all.wait();
+                drop(call);
+            });
+        }
+    });
+    assert_eq!(limit.in_flight(), 0);
 }

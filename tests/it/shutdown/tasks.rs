@@ -485,6 +485,23 @@ async fn a_panic_when_an_aborted_task_is_dropped_is_kept_and_harms_nobody() {
 
 // SHUTDOWN: 23
 #[tokio::test(start_paused = true)]
+async fn a_panic_when_what_makes_a_task_is_dropped_is_kept_though_the_task_ended_well() {
+    let shutdown = two_phases();
+    let grenade = Grenade("factory");
+    let task = move |cx: TaskContext| {
+        let _ = &grenade;
+        async move { cx.stopping().await }
+    };
+    let restart = Restart::on_failure(Backoff::constant(ms(10)));
+    shutdown.handle().supervise("workers", "poller", restart, task).unwrap();
+    settle().await;
+    shutdown.handle().trigger("deploy");
+    let report = shutdown.wait().await;
+    assert_eq!((&of(&report, "poller").outcome, report.exit_code()), (&panicked("factory fell"), 1));
+}
+
+// SHUTDOWN: 23
+#[tokio::test(start_paused = true)]
 async fn the_end_of_a_critical_task_drains_however_it_ends() {
     type End = fn() -> Result<(), &'static str>;
     let cases: [(End, TaskOutcome, i32); 3] = [
