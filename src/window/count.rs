@@ -130,3 +130,21 @@ fn replace(slot: &AtomicU32, generation: u64, bits: u32) -> Option<u32> {
 
 #[cfg(all(test, buttress_loom))]
 mod models;
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use super::*;
+
+    /// Two threads meet in a slot: the one that takes a failure out may be ahead of the one that has put it in. If that
+    /// read as very many failures, it would open a circuit.
+    #[test]
+    fn a_total_that_is_below_zero_for_a_moment_reads_as_none() {
+        let window = CountWindow::new(4);
+        (0..4).for_each(|_| window.record(0, false, false));
+        let all_well = Totals { successes: 4, failures: 0, slow: 0 };
+        window.adjust(0, -1, -1);
+        assert_eq!(window.totals(0), all_well);
+        window.adjust(0, 1, 1);
+        assert_eq!(window.totals(0), all_well);
+    }
+}

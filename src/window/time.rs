@@ -242,3 +242,23 @@ fn add(word: &AtomicU64, tag: Tag, amount: u64) {
 
 #[cfg(all(test, buttress_loom))]
 mod models;
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use super::*;
+
+    /// Its bucket was the present one when it looked at the clock, and a span or a reset has gone by since.
+    #[test]
+    fn who_was_held_up_leaves_a_word_to_those_who_have_it_now() {
+        let tags = [((3, 5), (3, 15)), ((3, 250), (3, 260)), ((2, 15), (3, 5)), ((2, 5), (3, 5)), ((255, 5), (256, 5))];
+        for ((generation, bucket), (later, newer)) in tags {
+            let (late, present) = (Tag::new(generation, bucket), Tag::new(later, newer));
+            let word = AtomicU64::new(late.empty() | 7 * FAILURE);
+            add(&word, present, FAILURE);
+            for amount in [0, FAILURE, SUCCESS] {
+                add(&word, late, amount);
+                assert_eq!(word.load(Relaxed), present.empty() | FAILURE, "{generation}, {bucket} by {amount}");
+            }
+        }
+    }
+}

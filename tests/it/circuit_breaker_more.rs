@@ -218,6 +218,22 @@ async fn a_lease_ends_a_round_whose_probes_hang() {
     assert_eq!(breaker.state(), State::Closed);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_round_that_came_to_nothing_says_what_of_it_failed_or_answered() {
+    let four = || touchy().probes(4).probe_failure_rate(0.5).probe_lease(secs(30));
+    let failed = due(four()).await;
+    play(&failed, "SFF");
+    let no = refused(&failed);
+    assert_eq!((no.rule(), no.measured(), no.threshold()), (Rule::ProbesFailed, Some(0.5), Some(0.5)));
+
+    let hung = due(four()).await;
+    play(&hung, "SSF");
+    let _hangs = hung.try_acquire().unwrap();
+    advance(secs(30)).await;
+    let no = refused(&hung);
+    assert_eq!((no.rule(), no.measured(), no.threshold()), (Rule::ProbeLease, Some(3.0), Some(4.0)));
+}
+
 // HAZARD: B2
 #[tokio::test(start_paused = true)]
 async fn a_round_outlives_the_window() {
