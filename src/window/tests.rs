@@ -193,6 +193,14 @@ fn a_time_window_forgets_after_any_pause_and_counts_again() {
     }
 }
 
+#[test]
+fn a_bucket_begins_with_its_first_nanosecond() {
+    let window = TimeWindow::new(Duration::from_secs(10), UNTIMED);
+    window.record(seconds(1), 0, true, false);
+    assert_eq!(window.totals(seconds(11) - 1, 0).failures, 1, "with the second, which is in the span yet");
+    assert_eq!(window.totals(seconds(11), 0).failures, 0);
+}
+
 // HAZARD: B4
 #[test]
 fn a_reset_empties_a_time_window_however_many_generations_were_skipped() {
