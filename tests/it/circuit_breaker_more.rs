@@ -465,17 +465,18 @@ async fn a_transition_says_how_many_were_refused_before_it() {
 #[tokio::test(start_paused = true)]
 async fn a_move_by_hand_does_not_claim_the_rule_that_had_opened_the_circuit() {
     type Step = fn(&CircuitBreaker);
-    let steps: [(&str, Step); 3] = [
-        ("reset", CircuitBreaker::reset),
-        ("force_closed", CircuitBreaker::force_closed),
-        ("shadow", CircuitBreaker::shadow),
+    let steps: [(&str, Step, _); 4] = [
+        ("reset", CircuitBreaker::reset, None),
+        ("force_closed", CircuitBreaker::force_closed, None),
+        ("shadow", CircuitBreaker::shadow, None),
+        ("force_open", CircuitBreaker::force_open, Some(Rule::Forced)),
     ];
-    for (name, by_hand) in steps {
+    for (name, by_hand, rule) in steps {
         let (breaker, heard) = heard(touchy());
         play(&breaker, "F");
         by_hand(&breaker);
         let told = *heard.lock().unwrap().last().unwrap();
-        assert!(matches!(told.rule, None | Some(Rule::Forced)), "{name}: {told:?}");
+        assert_eq!(told.rule, rule, "{name}: {told:?}");
         assert!(told.measured.is_nan(), "{name}: {told:?}");
     }
 }
