@@ -82,7 +82,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(all(doctest, feature = "reqwest", feature = "serve", feature = "signal"))]
+#[cfg(all(doctest, feature = "reqwest", feature = "serve", feature = "signal", feature = "testing"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
