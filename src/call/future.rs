@@ -216,23 +216,30 @@ where
                 },
                 StateProj::Readying => {
                     let Some(attempts) = this.attempts else { unreachable!("an attempt is readied from its source") };
-                    // An answer wins over the end of its time. But readiness is none, and what comes too late is not begun.
-                    if this.slot.as_mut().poll_elapsed(cx).is_ready() {
-                        attempts.leave(parts);
-                        refuse(this.state, this.slot, claims.cut_off(parts));
-                        continue;
-                    }
                     let last = claims.is_last(parts);
-                    match claims.run(parts, |parts, number| attempts.poll_next(cx, parts, number, last)) {
-                        Poll::Ready(Ok(attempt)) => this.state.set(State::Running { attempt }),
-                        Poll::Ready(Err(error)) => {
+                    // An answer wins over the end of its time. But readiness is none, and what comes too late is not begun.
+                    let next = if this.slot.is_due() {
+                        None
+                    } else {
+                        match claims.run(parts, |parts, number| attempts.poll_next(cx, parts, number, last)) {
+                            Poll::Ready(next) => Some(next),
+                            Poll::Pending => {
+                                ready!(this.slot.as_mut().poll_armed(claims.arm(parts), cx));
+                                None
+                            }
+                        }
+                    };
+                    match next {
+                        Some(Ok(attempt)) => this.state.set(State::Running { attempt }),
+                        Some(Err(error)) => {
                             // The service is gone, which is no attempt's failure: nothing to count or to repeat.
                             this.state.set(State::Done);
                             claims.settle_neutral(parts);
                             return Poll::Ready(Err(error));
                         }
-                        Poll::Pending => {
-                            ready!(this.slot.as_mut().poll_armed(claims.arm(parts), cx));
+                        None => {
+                            attempts.leave(parts);
+                            refuse(this.state, this.slot, claims.cut_off(parts));
                         }
                     }
                 }

@@ -12,7 +12,7 @@ use std::{
 use pin_project::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::Rejection;
+use crate::{Rejection, clock::now};
 
 #[pin_project(project = SlotProj)]
 pub(super) enum Slot {
@@ -58,6 +58,17 @@ impl Slot {
             SlotProj::Due => Poll::Ready(()),
             SlotProj::Timer { sleep } => sleep.poll(cx),
             SlotProj::Empty | SlotProj::Rejection(_) => Poll::Pending,
+        }
+    }
+
+    /// Whether the time has come, by the clock: a timer is as late as the runtime, and does not fire for a task that has used up
+    /// its share of the runtime.
+    #[inline]
+    pub(super) fn is_due(&self) -> bool {
+        match self {
+            Slot::Due => true,
+            Slot::Timer { sleep } => sleep.deadline() <= now(),
+            Slot::Empty | Slot::Rejection(_) => false,
         }
     }
 

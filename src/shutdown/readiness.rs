@@ -66,7 +66,7 @@ impl Condition {
 
     /// It is so.
     pub fn up(&self) {
-        // Release: pairs with the load in `down`.
+        // Release: pairs with the load in `Conditions::down`.
         self.named.up.store(true, Release);
     }
 

@@ -26,17 +26,17 @@ use super::calls::{Ended, InFlight};
 #[must_use]
 pub struct Act<T, E> {
     after: Duration,
-    end: End<Ready<Result<T, E>>, E>,
+    end: End<Ready<Result<T, E>>, Result<T, E>>,
 }
 
 /// How a call ends, if it does.
 #[pin_project(project = Ending)]
 #[derive(Debug)]
-pub(super) enum End<F, E> {
+pub(super) enum End<F, R> {
     /// As this future does.
     Run(#[pin] F),
-    /// With this error; taken when it is returned.
-    Fail(Option<E>),
+    /// With this; taken when it is returned.
+    With(Option<R>),
     Hang,
     Panic,
 }
@@ -67,12 +67,12 @@ impl<T, E> Act<T, E> {
         Self { after: time, ..self }
     }
 
-    fn at_once(end: End<Ready<Result<T, E>>, E>) -> Self {
+    fn at_once(end: End<Ready<Result<T, E>>, Result<T, E>>) -> Self {
         Self { after: Duration::ZERO, end }
     }
 
-    pub(super) fn begin(self, call: InFlight) -> ResponseFuture<Ready<Result<T, E>>, E> {
-        ResponseFuture::new(self.after, self.end, Some(call))
+    pub(super) fn begin(self, call: InFlight) -> ResponseFuture<Ready<Result<T, E>>, Result<T, E>> {
+        ResponseFuture { call: Some(call.begun()), ..ResponseFuture::after(self.after, self.end) }
     }
 }
 
@@ -80,46 +80,60 @@ impl<T, E> Act<T, E> {
 #[pin_project]
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub struct ResponseFuture<F, E> {
-    /// `Some` until the time is up.
+pub struct ResponseFuture<F, R> {
+    /// `Some` while it waits.
     #[pin]
     delay: Option<Sleep>,
     #[pin]
-    end: End<F, E>,
+    end: End<F, R>,
+    /// How long what has run is kept back.
+    keep_back: Duration,
     /// `Some` if it is counted.
     call: Option<InFlight>,
 }
 
-impl<F, E> ResponseFuture<F, E> {
-    pub(super) fn new(after: Duration, end: End<F, E>, call: Option<InFlight>) -> Self {
-        Self { delay: (!after.is_zero()).then(|| sleep(after)), end, call }
+impl<F, R> ResponseFuture<F, R> {
+    /// Waits, and then ends so.
+    pub(super) fn after(wait: Duration, end: End<F, R>) -> Self {
+        Self { delay: (!wait.is_zero()).then(|| sleep(wait)), end, keep_back: Duration::ZERO, call: None }
+    }
+
+    /// Runs, and keeps back what comes of it.
+    pub(super) fn late(by: Duration, future: F) -> Self {
+        Self { delay: None, end: End::Run(future), keep_back: by, call: None }
     }
 }
 
-impl<F: Future<Output = Result<T, E>>, T, E> Future for ResponseFuture<F, E> {
+impl<F: Future<Output = Result<T, E>>, T, E> Future for ResponseFuture<F, Result<T, E>> {
     type Output = Result<T, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, E>> {
         let mut this = self.project();
-        if let Some(delay) = this.delay.as_mut().as_pin_mut() {
-            await_ready!(delay.poll(cx));
-            this.delay.set(None);
-        }
-        let result = match this.end.project() {
-            Ending::Run(future) => await_ready!(future.poll(cx)),
-            Ending::Fail(error) => Err(error.take().expect("not polled again after it was ready")),
-            Ending::Hang => return Poll::Pending,
-            Ending::Panic => {
-                if let Some(call) = this.call {
-                    call.end(Ended::Panicked);
-                }
-                // Past the panic hook: nobody needs to be told.
-                resume_unwind(Box::new("a panic on purpose"));
+        loop {
+            if let Some(delay) = this.delay.as_mut().as_pin_mut() {
+                await_ready!(delay.poll(cx));
+                this.delay.set(None);
             }
-        };
-        if let Some(call) = this.call {
-            call.end(if result.is_ok() { Ended::Answered } else { Ended::Failed });
+            let result = match this.end.as_mut().project() {
+                Ending::Run(future) => await_ready!(future.poll(cx)),
+                Ending::With(result) => result.take().expect("not polled again after it was ready"),
+                Ending::Hang => return Poll::Pending,
+                Ending::Panic => {
+                    if let Some(call) = this.call {
+                        call.end(Ended::Panicked);
+                    }
+                    // Past the panic hook: nobody needs to be told.
+                    resume_unwind(Box::new("a panic on purpose"));
+                }
+            };
+            if this.keep_back.is_zero() {
+                if let Some(call) = this.call {
+                    call.end(if result.is_ok() { Ended::Answered } else { Ended::Failed });
+                }
+                return Poll::Ready(result);
+            }
+            this.end.set(End::With(Some(result)));
+            this.delay.set(Some(sleep(std::mem::take(this.keep_back))));
         }
-        Poll::Ready(result)
     }
 }

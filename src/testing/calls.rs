@@ -37,6 +37,12 @@ struct Log {
 }
 
 /// What has become of the calls so far: each that was started is in exactly one of the other counts.
+///
+/// ```
+/// use buttress::testing::{Act, Counted, Scripted};
+/// let service: Scripted<u64, std::io::Error> = Scripted::by(Act::answer);
+/// assert_eq!(service.calls().counted(), Counted::default());
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
@@ -46,7 +52,7 @@ pub struct Counted {
     pub answered: u64,
     /// Ended with an error.
     pub failed: u64,
-    /// Ended with a panic.
+    /// Ended with a panic, of the act or of the script.
     pub panicked: u64,
     /// Dropped before they ended, by whoever called.
     pub dropped: u64,
@@ -68,7 +74,7 @@ impl Calls {
         self.lock().counted
     }
 
-    /// When each call was started, since the service was made.
+    /// When each call was started, since the service was made: make it inside of the simulation, whose clock it is.
     #[must_use]
     pub fn starts(&self) -> Vec<Duration> {
         self.lock().starts.clone()
@@ -85,7 +91,7 @@ impl Calls {
         counted.started += 1;
         counted.in_flight += 1;
         counted.most_in_flight = counted.most_in_flight.max(counted.in_flight);
-        (number, InFlight { calls: Some(self.clone()) })
+        (number, InFlight { calls: Some(self.clone()), if_dropped: Ended::Panicked })
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {
@@ -107,9 +113,17 @@ pub(super) enum Ended {
 pub(super) struct InFlight {
     /// `None` once it has ended.
     calls: Option<Calls>,
+    /// Until there is a future, nothing but a panic of the script drops it.
+    if_dropped: Ended,
 }
 
 impl InFlight {
+    /// There is a future that holds it.
+    pub(super) fn begun(mut self) -> Self {
+        self.if_dropped = Ended::Dropped;
+        self
+    }
+
     pub(super) fn end(&mut self, ended: Ended) {
         let Some(calls) = self.calls.take() else { return };
         let counted = &mut calls.lock().counted;
@@ -125,6 +139,6 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.end(Ended::Dropped);
+        self.end(self.if_dropped);
     }
 }

@@ -29,7 +29,8 @@ impl Chance {
     /// drew, the others.
     #[must_use]
     pub fn of_nth(seed: u64, number: u64) -> Self {
-        Self { state: mix(seed) ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03) }
+        // Nothing of it is zero, nor the chance of the seed itself.
+        Self { state: mix(seed ^ 0x6a09_e667_f3bc_c909) ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03) }
     }
 
     /// Any number.

@@ -23,8 +23,10 @@ use crate::{ConfigError, config::Checks};
 /// Faults for some of the calls: errors, delays, calls that hang, panics. By seeded chance, so that call 17 meets the same in every
 /// run.
 ///
+/// A call ends in at most one of error, hang and panic; a delay may come on top, and is added to what the service takes itself.
+///
 /// A handle: [`layer`](Self::layer) puts it around a service, [`set_enabled`](Self::set_enabled) begins and ends the bad times, as of
-/// an outage. Put it inside of what is to be tested. A call that is to fail does not reach the service.
+/// an outage. Put it inside of what is to be tested, around a service that is `Clone`. A call that is to fail does not reach the service.
 ///
 /// ```
 /// use buttress::testing::Chaos;
@@ -47,6 +49,9 @@ pub struct Chaos<E> {
     shared: Arc<Shared<E>>,
 }
 
+/// So that it is not in step with a script of the same seed.
+const CHAOS: u64 = 0x00c4_a05c_4a05_c4a0;
+
 struct Shared<E> {
     settings: ChaosBuilder<E>,
     enabled: AtomicBool,
@@ -57,19 +62,26 @@ struct Shared<E> {
     panics: AtomicU64,
 }
 
-/// What a [`Chaos`] has done. A call that was delayed and then failed is in both counts.
+/// What a [`Chaos`] has done. A call that is to be delayed and then to fail is in both counts, also if its caller goes before.
+///
+/// ```
+/// use buttress::testing::{Chaos, Injected};
+/// let chaos = Chaos::<std::io::Error>::builder().hangs(0.01).build()?;
+/// assert_eq!(chaos.injected(), Injected::default());
+/// # Ok::<(), buttress::ConfigError>(())
+/// ```
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Injected {
     /// Calls that came while it was enabled.
     pub calls: u64,
-    /// Those that failed.
+    /// Those that were to fail.
     pub errors: u64,
-    /// Those that were delayed.
+    /// Those that were to be delayed.
     pub delays: u64,
-    /// Those that hung.
+    /// Those that were to hang.
     pub hangs: u64,
-    /// Those that panicked.
+    /// Those that were to panic.
     pub panics: u64,
 }
 
@@ -105,28 +117,35 @@ impl<E> Chaos<E> {
     }
 
     /// What befalls the next call: a delay, and an end other than the service's own.
-    fn next<F>(&self) -> (Duration, Option<End<F, E>>) {
+    fn next<F, T>(&self) -> (Duration, Option<End<F, Result<T, E>>>) {
         let Shared { settings, calls, errors, delays, hangs, panics, .. } = &*self.shared;
         if !self.is_enabled() {
             return (Duration::ZERO, None);
         }
-        let mut chance = Chance::of_nth(settings.seed, calls.fetch_add(1, Relaxed));
+        let mut chance = Chance::of_nth(settings.seed ^ CHAOS, calls.fetch_add(1, Relaxed));
+        let ChaosBuilder { errors: failing, delays: (delay_rate, range), .. } = settings;
+        let mut delay = Duration::ZERO;
+        if chance.happens(*delay_rate) {
+            delays.fetch_add(1, Relaxed);
+            delay = chance.duration(range.clone());
+        }
+        // One draw, so that each rate is what it says.
+        let mut left = chance.unit();
         let mut hit = |rate: f64, count: &AtomicU64| {
-            let hit = chance.happens(rate);
+            let hit = (0.0..rate).contains(&left);
             count.fetch_add(u64::from(hit), Relaxed);
+            left -= rate;
             hit
         };
-        let (delay_rate, range) = &settings.delays;
-        let delayed = hit(*delay_rate, delays);
         let end = if hit(settings.panics, panics) {
             Some(End::Panic)
         } else if hit(settings.hangs, hangs) {
             Some(End::Hang)
         } else {
-            let failing = settings.errors.as_ref().filter(|(rate, _)| hit(*rate, errors));
-            failing.map(|(_, make)| End::Fail(Some(make())))
+            let failing = failing.as_ref().filter(|(rate, _)| hit(*rate, errors));
+            failing.map(|(_, make)| End::With(Some(Err(make()))))
         };
-        (if delayed { chance.duration(range.clone()) } else { Duration::ZERO }, end)
+        (delay, end)
     }
 }
 
@@ -173,7 +192,7 @@ impl<E> ChaosBuilder<E> {
         Self { errors: Some((rate, Arc::new(make))), ..self }
     }
 
-    /// At this rate a call is delayed, by a time in this range.
+    /// At this rate a call is delayed: its response is kept back for a time in this range.
     pub fn delays(self, rate: f64, range: RangeInclusive<Duration>) -> Self {
         Self { delays: (rate, range), ..self }
     }
@@ -199,6 +218,13 @@ impl<E> ChaosBuilder<E> {
         for (setting, rate) in rates {
             checks.require((0.0..=1.0).contains(&rate), setting, rate, "must be between 0 and 1");
         }
+        let together = errors + self.hangs + self.panics;
+        checks.require(
+            together <= 1.0 || !(0.0..=1.0).contains(&errors),
+            "errors",
+            errors,
+            "must be at most 1 together with hangs and panics, as a call ends in one of them",
+        );
         let range = &self.delays.1;
         checks.require(!range.is_empty(), "delays", range, "must not be an empty range");
         checks.finish()?;
@@ -230,6 +256,15 @@ impl<E> fmt::Debug for ChaosBuilder<E> {
 }
 
 /// A [`Chaos`] as a tower layer.
+///
+/// ```
+/// use buttress::testing::{Act, Chaos, Scripted};
+/// use tower::Layer;
+/// let layer = Chaos::builder().errors(1.0, || "chaos").build()?.layer();
+/// let service = layer.layer(Scripted::by(Act::answer));
+/// # let _: buttress::testing::ChaosService<Scripted<u64, &str>, &str> = service;
+/// # Ok::<(), buttress::ConfigError>(())
+/// ```
 pub struct ChaosLayer<E> {
     chaos: Chaos<E>,
 }
@@ -255,6 +290,15 @@ impl<E> fmt::Debug for ChaosLayer<E> {
 }
 
 /// The service of [`ChaosLayer`].
+///
+/// ```
+/// use buttress::testing::{Act, Chaos, ChaosService, Scripted};
+/// type Unreliable = ChaosService<Scripted<u64, &'static str>, &'static str>;
+/// # use tower::Layer;
+/// let service: Unreliable = Chaos::builder().build()?.layer().layer(Scripted::by(Act::answer));
+/// # let _ = service;
+/// # Ok::<(), buttress::ConfigError>(())
+/// ```
 pub struct ChaosService<S, E> {
     inner: S,
     chaos: Chaos<E>,
@@ -267,7 +311,7 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, S::Error>;
+    type Future = ResponseFuture<S::Future, Result<S::Response, S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -275,12 +319,10 @@ where
 
     fn call(&mut self, req: Req) -> Self::Future {
         let (delay, end) = self.chaos.next();
-        let end = end.unwrap_or_else(|| End::Run(self.inner.call(req)));
-        if !matches!(end, End::Run(_)) {
-            // What it has reserved by being ready is not called for.
-            self.inner = self.inner.clone();
-        }
-        ResponseFuture::new(delay, end, None)
+        let Some(end) = end else { return ResponseFuture::late(delay, self.inner.call(req)) };
+        // What it has reserved by being ready is not called for.
+        self.inner = self.inner.clone();
+        ResponseFuture::after(delay, end)
     }
 }
 

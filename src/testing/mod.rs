@@ -38,7 +38,8 @@
 //! If a case fails, the panic says `seed 17`; with `BUTTRESS_SEED=17` the test runs that one alone, as often as you like.
 //!
 //! What a seed does not fix: the order in which the tasks of a runtime with several threads run, tokio's `select!` without
-//! `biased`, and a `HashMap`'s order.
+//! `biased`, a `HashMap`'s order, which of its keys a full [`Keyed`](crate::Keyed) forgets, and the jitter of policies under another
+//! version of `rand`.
 
 mod act;
 mod calls;

@@ -77,7 +77,7 @@ impl<T, E> Scripted<T, E> {
     }
 
     /// Does what `script` makes of each call's [`Chance`], which depends on the seed and the call's number, and on nothing
-    /// else.
+    /// else. So two scripts of one seed do the same.
     pub fn by_chance(seed: u64, script: impl Fn(&mut Chance) -> Act<T, E> + Send + Sync + 'static) -> Self {
         Self::by(move |call| script(&mut Chance::of_nth(seed, call)))
     }
@@ -98,7 +98,7 @@ impl<T, E> Scripted<T, E> {
 impl<T, E, Req> Service<Req> for Scripted<T, E> {
     type Response = T;
     type Error = E;
-    type Future = ResponseFuture<Ready<Result<T, E>>, E>;
+    type Future = ResponseFuture<Ready<Result<T, E>>, Result<T, E>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), E>> {
         if matches!(self.readiness, Readiness::NotAsked) && !self.ready_after.is_zero() {

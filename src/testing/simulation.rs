@@ -13,8 +13,12 @@ use tokio::{runtime::Builder, time::timeout};
 /// Runs an async test for many seeds, each on a runtime of its own, on this thread, with a clock that is paused and moves on
 /// when everybody waits: a day takes as long as what happens in it.
 ///
-/// A case that panics, or that does not end, ends the run with its seed; `BUTTRESS_SEED=17` in the environment then runs that
-/// seed alone, and `BUTTRESS_CASES=100000` so many instead of what the test says.
+/// A case that panics, or that has not ended after a [day](Self::longest) of its own clock, ends the run with its seed;
+/// `BUTTRESS_SEED=17` in the environment then runs that seed alone, and `BUTTRESS_CASES=100000` so many instead of what the test
+/// says. Name the test beside them: they are for all simulations of a run.
+///
+/// It does not see: a panic in a task that the case has spawned and does not join; and a task that wakes itself without an end,
+/// which keeps the clock where it is, so that the test hangs. There is no I/O in it.
 ///
 /// ```
 /// use buttress::testing::{Chance, Simulation};
@@ -48,7 +52,7 @@ impl Simulation {
         Self { cases: 1000, first_seed: 0, longest: Duration::from_secs(86_400) }
     }
 
-    /// How many seeds to try. Default 1,000.
+    /// How many seeds to try, at least one. Default 1,000.
     pub fn cases(self, cases: u64) -> Self {
         Self { cases, ..self }
     }
@@ -66,8 +70,8 @@ impl Simulation {
     /// Runs them.
     ///
     /// # Panics
-    /// If a case does, or if it hangs: with its seed. If the environment asks for what is not a number. And inside of an async
-    /// runtime, where a test cannot block.
+    /// If a case does, or if it hangs: with its seed. If there are no cases, or the environment asks for what is not a number. And
+    /// inside of an async runtime, where a test cannot block.
     #[track_caller]
     pub fn run<F, Fut>(self, case: F)
     where
@@ -85,6 +89,7 @@ impl Simulation {
         Fut: Future<Output = ()>,
     {
         let cases = asked.cases.unwrap_or(self.cases);
+        assert!(cases > 0, "a simulation of 0 cases shows nothing: there must be at least 1");
         let (first, count) = asked.seed.map_or((self.first_seed, cases), |seed| (seed, 1));
         for seed in (0..count).map(|number| first.wrapping_add(number)) {
             let run = || run_paused(async { timeout(self.longest, case(seed)).await });
@@ -167,20 +172,26 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "a simulation of 0 cases shows nothing")]
+    fn no_cases_at_all_are_refused() {
+        Simulation::new().cases(0).run_as(Asked::default(), |_| async {});
+    }
+
+    #[test]
     #[should_panic(expected = "seed 2: it is two\n(that seed alone: BUTTRESS_SEED=2)")]
     fn whoever_fails_is_named() {
-        Simulation::new().run(|seed| async move { assert!(seed != 2, "it is two") });
+        Simulation::new().run_as(Asked::default(), |seed| async move { assert!(seed != 2, "it is two") });
     }
 
     #[test]
     #[should_panic(expected = "seed 0: it had not ended after 1s")]
     fn whoever_hangs_is_named() {
-        Simulation::new().longest(Duration::from_secs(1)).run(|_| pending());
+        Simulation::new().longest(Duration::from_secs(1)).run_as(Asked::default(), |_| pending());
     }
 
     #[test]
     #[should_panic(expected = "seed 0: a panic without a message")]
     fn a_panic_may_say_nothing() {
-        Simulation::new().run(|_| async { resume_unwind(Box::new(17)) });
+        Simulation::new().run_as(Asked::default(), |_| async { resume_unwind(Box::new(17)) });
     }
 }

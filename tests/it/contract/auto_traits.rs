@@ -254,3 +254,35 @@ fn the_address_of_a_peer_can_be_sent_and_shared() {
         buttress::shutdown::PeerAddr;
     }
 }
+
+#[cfg(feature = "testing")]
+#[test]
+fn every_type_for_tests_can_be_sent_and_shared_as_far_as_its_parameters_can() {
+    exactly! {
+        // What is shared makes responses and errors, and keeps none.
+        [Send Sync Unpin]
+        buttress::testing::Act<All, All>,
+        buttress::testing::Calls,
+        buttress::testing::Chance,
+        buttress::testing::Chaos<Nothing>,
+        buttress::testing::ChaosBuilder<Nothing>,
+        buttress::testing::ChaosLayer<Nothing>,
+        buttress::testing::ChaosService<All, Nothing>,
+        buttress::testing::Counted,
+        buttress::testing::Injected,
+        buttress::testing::Scripted<Nothing, Nothing>,
+        buttress::testing::Simulation;
+
+        // It may hold a timer.
+        [Send Sync]
+        buttress::testing::ResponseFuture<All, All>;
+
+        [Unpin]
+        buttress::testing::Act<Nothing, All>;
+
+        []
+        buttress::testing::ChaosService<Nothing, All>,
+        buttress::testing::ResponseFuture<Nothing, All>,
+        buttress::testing::ResponseFuture<All, Nothing>;
+    }
+}

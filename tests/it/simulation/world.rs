@@ -16,8 +16,9 @@ use std::{
 };
 
 use buttress::{
-    Classify, Deadline, Error, Kind, Lift, Policy, PolicyService, Reason, Rejection, Rule, Shutdown, Verdict,
-    circuit_breaker::State,
+    CircuitBreaker, Classify, Deadline, Error, Kind, Lift, Policy, PolicyService, Reason, Rejection, Rule, Shutdown,
+    Verdict,
+    circuit_breaker::{State, Transition},
     retry::CloneRequest,
     shutdown,
     testing::{Act, Scripted},
@@ -137,6 +138,7 @@ pub async fn run(plan: &Plan) -> Result<Reached, String> {
         Ok::<_, String>(())
     };
     unconstrained(steps).await?;
+    unconstrained(world.outlast()).await?;
     world.finish()
 }
 
@@ -156,8 +158,10 @@ impl World {
             policy = policy.retry(retry.builder());
         }
         if let Some(breaker) = &plan.breaker {
-            let listener = watch.clone();
-            policy = policy.circuit_breaker(breaker.builder().on_transition(move |moved| listener.moved(moved)));
+            // Weak, as the watch holds the breaker.
+            let listener = Arc::downgrade(&watch);
+            let tell = move |moved: &Transition| listener.upgrade().expect("somebody watches").moved(moved);
+            policy = policy.circuit_breaker(breaker.builder().on_transition(tell));
         }
         if let Some(limit) = &plan.limit {
             policy = policy.concurrency_limit(limit.builder());
@@ -402,7 +406,13 @@ impl World {
 
     fn may_reject(&self, no: &Rejection, call: &Call, now: Instant) -> bool {
         match no.reason() {
-            Reason::Timeout => self.plan.timeout.is_some(),
+            Reason::Timeout => {
+                let seen = self.watch.seen();
+                let begun = seen.of(call.number).last().map(|attempt| attempt.at.max(call.since.get().unwrap_or(now)));
+                // Where the service takes its time to be ready, that counts, and is not seen here.
+                let began = begun.filter(|_| self.plan.ready_after == 0);
+                self.plan.timeout.is_some_and(|timeout| began.is_none_or(|began| now >= began + ms(timeout)))
+            }
             Reason::DeadlineExceeded => self.deadline(call).is_some_and(|deadline| now >= deadline),
             Reason::CircuitOpen => {
                 // A probe that hangs keeps others out for no longer than the lease. (A kept service has asked before.)
@@ -412,10 +422,26 @@ impl World {
                 if no.rule() == Rule::ProbesOut && hangs && !matches!(call.way, Way::Kept) {
                     return false;
                 }
+                let refuses = self.policy.circuit_breaker().map(CircuitBreaker::state);
+                let refuses = matches!(refuses, Some(State::Open | State::HalfOpen | State::ForcedOpen));
+                if !refuses && !matches!(call.way, Way::Kept) {
+                    return false;
+                }
                 let comes_back = no.retry_after().is_some_and(|wait| !wait.is_zero());
                 self.plan.breaker.is_some() && comes_back == (no.rule() != Rule::Forced)
             }
-            Reason::Overloaded => self.plan.limit.is_some(),
+            Reason::Overloaded => {
+                let (Some(limit), Some(plan)) = (self.policy.concurrency_limit(), &self.plan.limit) else {
+                    return false;
+                };
+                let waited = now - call.since.get().unwrap_or(now);
+                match no.rule() {
+                    Rule::MaxWait => plan.max_wait.is_some_and(|most| waited >= ms(most)),
+                    // It was told of this poll, but to a kept service when it was called.
+                    _ if matches!(call.way, Way::Kept) => true,
+                    _ => limit.in_flight() >= limit.max_in_flight() && limit.waiting() >= plan.queue,
+                }
+            }
             Reason::ShuttingDown => self.shutdown.as_ref().is_some_and(shutdown::Handle::is_draining),
             _ => false,
         }
@@ -531,6 +557,21 @@ impl World {
         require(made as f64 <= most + 1e-6, || format!("{made} retries where {most} are paid for by {deposits} calls"))
     }
 
+    /// Nobody waits for what does not hang: given time, each call has ended, but for those whose attempt hangs, and those that
+    /// these keep in the queue.
+    async fn outlast(&mut self) -> Result<(), String> {
+        self.flow(secs(3600)).await?;
+        let seen = self.watch.seen();
+        let queues = self.policy.concurrency_limit().is_some_and(|limit| limit.in_flight() >= limit.max_in_flight());
+        for call in self.calls.iter().filter(|call| call.polled) {
+            let hangs = |attempt: usize| matches!(self.plan.deeds[attempt % self.plan.deeds.len()].end, End::Hang);
+            let attempt = seen.attempts.iter().rposition(|attempt| attempt.call == call.number && attempt.runs);
+            let waits = attempt.map_or(queues, hangs);
+            require(waits, || format!("call {} never ends, and nothing hangs", call.number))?;
+        }
+        Ok(())
+    }
+
     /// Drops everything, and looks what is left.
     fn finish(mut self) -> Result<Reached, String> {
         // From the front, as nobody promises an order.
@@ -538,7 +579,7 @@ impl World {
             drop(self.calls.swap_remove(0));
         }
         self.check_probes()?;
-        let Self { token, watch, service, policy, kept, ended, mut reached, .. } = self;
+        let Self { token, watch, service, watched, policy, kept, ended, mut reached, .. } = self;
         reached.extend(watch.seen().moves.iter().map(|(_, moved)| format!("{:?} -> {:?}", moved.from, moved.to)));
         reached.extend(watch.seen().attempts.iter().map(|attempt| format!("attempt {}", attempt.number)));
         let limit = policy.concurrency_limit().cloned();
@@ -549,9 +590,10 @@ impl World {
             let left = (limit.in_flight(), limit.waiting());
             require(left == (0, 0), || format!("permits are left: {left:?}"))?;
         }
-        drop((policy, kept, service));
+        drop((policy, kept, watched, service));
         let left = Arc::strong_count(&token.0) - 1;
         require(left == 0, || format!("{left} of policies, requests and calls are left"))?;
+        require(Arc::strong_count(&watch) == 1, || "a service is left".into())?;
         Ok(reached)
     }
 }
