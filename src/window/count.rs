@@ -147,4 +147,17 @@ mod tests {
         window.adjust(0, 1, 1);
         assert_eq!(window.totals(0), all_well);
     }
+
+    /// It was held up after it had claimed its position, and a new generation has begun.
+    #[test]
+    fn who_was_held_up_changes_nothing_of_a_later_generation() {
+        let window = CountWindow::new(1);
+        window.record(2, true, true);
+        let before = window.totals(2);
+        assert_eq!(replace(&window.slots[0], 1, 0), None);
+        window.adjust(1, -1, -1);
+        assert_eq!(window.totals(2), before);
+        window.record(2, false, false);
+        assert_eq!(window.totals(2), Totals { successes: 1, failures: 0, slow: 0 });
+    }
 }

@@ -201,6 +201,24 @@ fn a_bucket_begins_with_its_first_nanosecond() {
     assert_eq!(window.totals(seconds(11), 0).failures, 0);
 }
 
+/// Others look, so that the window moves on by little each time, and is never cleared as after a pause.
+// HAZARD: B18
+#[test]
+fn a_thread_that_records_once_in_a_long_while_brings_nothing_back_and_loses_nothing() {
+    for quiet in (10..300).chain([1_270, 1_280, 1_290]) {
+        let window = TimeWindow::new(Duration::from_secs(10), UNTIMED);
+        window.record(0, 0, true, true);
+        for now in 0..=quiet {
+            let held = u64::from(now < 10);
+            let sum = Totals { successes: 0, failures: held, slow: held };
+            assert_eq!(window.totals(seconds(now), 0), sum, "at {now} s");
+        }
+        window.record(seconds(quiet), 0, true, true);
+        let sum = Totals { successes: 0, failures: 1, slow: 1 };
+        assert_eq!(window.totals(seconds(quiet), 0), sum, "once more after {quiet} s");
+    }
+}
+
 // HAZARD: B4
 #[test]
 fn a_reset_empties_a_time_window_however_many_generations_were_skipped() {
