@@ -116,7 +116,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
         /// Against a `VecDeque` that does it the slow way.
         #[test]
-        fn behaves_like_a_line_of_people(steps in prop::collection::vec((0u8..3, any::<prop::sample::Index>()), 0..200)) {
+        fn behaves_like_a_line_of_people(steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>()), 0..200)) {
             let mut queue = Queue::new();
             let (mut line, mut members, mut most) = (VecDeque::new(), Vec::new(), 0);
             for (number, (step, which)) in steps.into_iter().enumerate() {
@@ -128,6 +128,11 @@ mod tests {
                         most = most.max(members.len());
                     }
                     1 => prop_assert_eq!(queue.unlink_front().copied(), line.pop_front()),
+                    2 => {
+                        let first = line.pop_front();
+                        prop_assert_eq!(queue.take_front(), first);
+                        members.retain(|(_, number)| Some(*number) != first);
+                    }
                     _ if members.is_empty() => {}
                     _ => {
                         let (index, number) = members.swap_remove(which.index(members.len()));
@@ -136,6 +141,13 @@ mod tests {
                         place.map(|place| line.remove(place));
                     }
                 }
+            }
+            let mut visited = Vec::new();
+            queue.for_each(|number| visited.push(*number));
+            members.sort_unstable();
+            prop_assert_eq!(visited, Vec::from_iter(members.iter().map(|(_, number)| *number)));
+            for (index, number) in members {
+                prop_assert_eq!(queue.get_mut(index).copied(), Some(number));
             }
             while let Some(next) = line.pop_front() {
                 prop_assert_eq!(queue.unlink_front().copied(), Some(next));
