@@ -253,7 +253,7 @@ mod tests {
         let tags = [((3, 5), (3, 15)), ((3, 250), (3, 260)), ((2, 15), (3, 5)), ((2, 5), (3, 5)), ((255, 5), (256, 5))];
         for ((generation, bucket), (later, newer)) in tags {
             let (late, present) = (Tag::new(generation, bucket), Tag::new(later, newer));
-            let word = AtomicU64::new(late.empty() | 7 * FAILURE);
+            let word = AtomicU64::new(late.empty() | (7 * FAILURE));
             add(&word, present, FAILURE);
             for amount in [0, FAILURE, SUCCESS] {
                 add(&word, late, amount);
