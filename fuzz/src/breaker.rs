@@ -85,7 +85,7 @@ enum Event {
     End {
         which: u8,
         says: Says,
-        took: Option<Span>,
+        took: Option<Took>,
     },
     /// One of those that have begun is dropped.
     Forget {
@@ -110,6 +110,15 @@ enum Event {
     },
     Force(By),
     Look,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Took {
+    Any(Span),
+    /// As long as a call may take without being slow, or a nanosecond more.
+    TheMost {
+        and_more: bool,
+    },
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -631,6 +640,12 @@ impl Pair {
             }
             Event::End { which, says, took } => {
                 if let Some((call, ticket)) = self.pick(which) {
+                    let took = took.map(|took| match took {
+                        Took::Any(Span(time)) => time,
+                        Took::TheMost { and_more } => {
+                            self.model.rules.slow_call() + Duration::from_nanos(and_more.into())
+                        }
+                    });
                     self.end(call, ticket, says.into(), took);
                 }
             }
@@ -732,15 +747,14 @@ impl Pair {
         assert_eq!(rejection.retry_after(), self.model.left());
     }
 
-    fn end(&mut self, call: Call, ticket: Ticket, verdict: Verdict, took: Option<Span>) {
+    fn end(&mut self, call: Call, ticket: Ticket, verdict: Verdict, took: Option<Duration>) {
         let seen = self.model.now - ticket.since;
         let timed = self.model.rules.slow_call_rate.is_some();
         let moved = match call {
             Call::ByHand(permit) => {
-                let elapsed = took.map_or(seen, |Span(took)| took);
-                let moved = self.model.settle(ticket, verdict, elapsed, true);
+                let moved = self.model.settle(ticket, verdict, took.unwrap_or(seen), true);
                 match took {
-                    Some(Span(took)) => permit.settle_after(verdict, took),
+                    Some(took) => permit.settle_after(verdict, took),
                     None => permit.settle(verdict),
                 }
                 moved
@@ -845,7 +859,7 @@ impl Pair {
             }
             if self.begin(true) {
                 let (call, ticket) = self.calls.pop().expect("it has begun");
-                self.end(call, ticket, Verdict::Success, Some(Span(Duration::ZERO)));
+                self.end(call, ticket, Verdict::Success, Some(Duration::ZERO));
             } else {
                 let left = self.breaker.snapshot().retry_after.expect("it says when");
                 self.wait(left).await;

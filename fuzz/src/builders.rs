@@ -8,17 +8,17 @@ use buttress::{
     Timeout, Verdict, classify, retry::Budget,
 };
 
-use crate::{paused, with};
+use crate::{Span, paused, with};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
     breaker: Breaker,
-    limit: (Option<u64>, Option<u64>, Option<Time>),
+    limit: (Option<Count>, Option<Count>, Option<Time>),
     retry: Attempts,
-    budget: Option<(Number, u32)>,
+    budget: Option<(Number, Count)>,
     timeout: Option<Time>,
     deadline: Option<Time>,
-    keys: Option<u64>,
+    keys: Option<Count>,
     answers: Vec<bool>,
 }
 
@@ -27,11 +27,11 @@ struct Breaker {
     window: Option<Window>,
     failure_rate: Option<Number>,
     slow_call_rate: Option<Number>,
-    consecutive: Option<u32>,
-    min_calls: Option<u64>,
+    consecutive: Option<Count>,
+    min_calls: Option<Count>,
     slow_call: Option<Time>,
     open_time: Option<Time>,
-    probes: Option<u32>,
+    probes: Option<Count>,
     probe_failure_rate: Option<Number>,
     lease: Option<Time>,
 }
@@ -39,12 +39,12 @@ struct Breaker {
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Window {
     Time(Time),
-    Calls(u32),
+    Calls(Count),
 }
 
 #[derive(Arbitrary, Debug)]
 struct Attempts {
-    most: u32,
+    most: Count,
     first: Time,
     longest: Option<Time>,
     hint: Option<Time>,
@@ -66,13 +66,55 @@ impl From<Number> for f64 {
     }
 }
 
-#[derive(Arbitrary, Clone, Copy, Debug, PartialEq)]
-struct Time(u64, u32);
+/// Any, or one at the edge of some range.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Count {
+    Any(u32),
+    Edge { which: u8, past: bool },
+}
+
+/// What some setting takes at most, or has by default.
+const EDGES: [u32; 9] = [0, 1, 20, 1_000, 100_000, 1_000_000, 1_048_575, 1 << 24, 1 << 30];
+
+impl From<Count> for u32 {
+    fn from(count: Count) -> Self {
+        match count {
+            Count::Any(count) => count,
+            Count::Edge { which, past } => EDGES[usize::from(which) % EDGES.len()] + u32::from(past),
+        }
+    }
+}
+
+impl Count {
+    fn size(self) -> usize {
+        u32::from(self) as usize
+    }
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Time {
+    Span(Span),
+    Any(u64, u32),
+    /// The shortest and the longest window, and a nanosecond on either side.
+    Edge {
+        hour: bool,
+        past: bool,
+        before: bool,
+    },
+    Longest,
+}
 
 impl From<Time> for Duration {
-    fn from(Time(secs, nanos): Time) -> Self {
-        // Half of them are short.
-        Duration::new(if secs % 2 == 0 { secs } else { secs >> 32 >> (secs % 32) }, nanos % 1_000_000_000)
+    fn from(time: Time) -> Self {
+        match time {
+            Time::Span(Span(time)) => time,
+            Time::Any(secs, nanos) => Duration::new(secs, nanos % 1_000_000_000),
+            Time::Edge { hour, past, before } => {
+                let edge = Duration::from_millis(if hour { 3_600_000 } else { 100 });
+                edge + Duration::from_nanos(past.into()) - Duration::from_nanos(before.into())
+            }
+            Time::Longest => Duration::MAX,
+        }
     }
 }
 
@@ -106,7 +148,7 @@ impl Breaker {
         let mut builder = CircuitBreaker::builder();
         builder = match self.window {
             Some(Window::Time(span)) => builder.window(span.into()),
-            Some(Window::Calls(calls)) => builder.window_calls(calls as usize),
+            Some(Window::Calls(calls)) => builder.window_calls(calls.size()),
             None => builder,
         };
         builder = match self.failure_rate {
@@ -117,10 +159,10 @@ impl Breaker {
             builder = builder.slow_call_rate(rate.into());
         }
         if let Some(failures) = self.consecutive {
-            builder = builder.consecutive_failures(failures);
+            builder = builder.consecutive_failures(failures.into());
         }
         if let Some(calls) = self.min_calls {
-            builder = builder.min_calls(calls);
+            builder = builder.min_calls(u32::from(calls).into());
         }
         if let Some(time) = self.slow_call {
             builder = builder.slow_call(time.into());
@@ -129,7 +171,7 @@ impl Breaker {
             builder = builder.open_time(Backoff::constant(time.into()));
         }
         if let Some(probes) = self.probes {
-            builder = builder.probes(probes);
+            builder = builder.probes(probes.into());
         }
         if let Some(rate) = self.probe_failure_rate {
             builder = builder.probe_failure_rate(rate.into());
@@ -141,7 +183,7 @@ impl Breaker {
     }
 
     fn rules(&self) -> Rules {
-        let min_calls = self.min_calls.unwrap_or(20);
+        let min_calls = self.min_calls.map_or(20, Count::size);
         let rated = self.failure_rate.is_some() || self.slow_call_rate.is_some();
         let not_zero = |time: Option<Time>| time.is_none_or(|time| !Duration::from(time).is_zero());
         let mut rules = match self.window {
@@ -151,19 +193,19 @@ impl Breaker {
                 vec![("circuit_breaker.window", range.contains(&span.into()))]
             }
             Some(Window::Calls(calls)) => vec![
-                ("circuit_breaker.window_calls", (1..=1_048_575).contains(&calls)),
-                ("circuit_breaker.min_calls", !rated || min_calls <= calls.into()),
+                ("circuit_breaker.window_calls", (1..=1_048_575).contains(&calls.size())),
+                ("circuit_breaker.min_calls", !rated || min_calls <= calls.size()),
             ],
         };
         rules.extend([
             ("circuit_breaker.failure_rate", self.failure_rate.is_none_or(is_rate)),
             ("circuit_breaker.slow_call_rate", self.slow_call_rate.is_none_or(is_rate)),
-            ("circuit_breaker.consecutive_failures", self.consecutive != Some(0)),
+            ("circuit_breaker.consecutive_failures", self.consecutive.is_none_or(|failures| failures.size() > 0)),
             ("circuit_breaker.failure_rate", rated || self.consecutive.is_some()),
             ("circuit_breaker.min_calls", min_calls > 0),
             ("circuit_breaker.slow_call", not_zero(self.slow_call)),
             ("circuit_breaker.open_time", not_zero(self.open_time)),
-            ("circuit_breaker.probes", self.probes.is_none_or(|probes| (1..=1_000_000).contains(&probes))),
+            ("circuit_breaker.probes", self.probes.is_none_or(|probes| (1..=1_000_000).contains(&probes.size()))),
             ("circuit_breaker.probe_failure_rate", self.probe_failure_rate.is_none_or(is_rate)),
             ("circuit_breaker.probe_lease", not_zero(self.lease)),
         ]);
@@ -172,7 +214,7 @@ impl Breaker {
 }
 
 /// Half of what 32 bits hold.
-const MOST: u64 = 1 << 30;
+const MOST: usize = 1 << 30;
 
 async fn story(input: Input) {
     let Input { breaker, limit: (in_flight, queue, wait), retry, budget, timeout, deadline, keys, answers } = input;
@@ -192,34 +234,35 @@ async fn story(input: Input) {
 
     let mut limit = ConcurrencyLimit::builder();
     if let Some(calls) = in_flight {
-        limit = limit.max_in_flight(calls as usize);
+        limit = limit.max_in_flight(calls.size());
     }
     if let Some(calls) = queue {
-        limit = limit.max_queue(calls as usize);
+        limit = limit.max_queue(calls.size());
     }
     if let Some(time) = wait {
         limit = limit.max_wait(time.into());
     }
     let of_limit = vec![
-        ("concurrency_limit.max_in_flight", in_flight.is_some_and(|calls| (1..=MOST).contains(&calls))),
-        ("concurrency_limit.max_queue", queue.is_none_or(|calls| calls <= MOST)),
+        ("concurrency_limit.max_in_flight", in_flight.is_some_and(|calls| (1..=MOST).contains(&calls.size()))),
+        ("concurrency_limit.max_queue", queue.is_none_or(|calls| calls.size() <= MOST)),
         ("concurrency_limit.max_wait", wait.is_none_or(|time| !Duration::from(time).is_zero())),
     ];
     if let Some(limit) = judged(limit.clone().build(), &of_limit) {
         let permit = limit.acquire().await.expect("there is room for one");
         assert_eq!(limit.in_flight(), 1);
         drop(permit);
-        limit.resize(in_flight.unwrap_or_default() as usize);
-        assert_eq!((limit.in_flight(), limit.max_in_flight() as u64), (0, in_flight.unwrap_or_default()));
+        assert_eq!((limit.in_flight(), Some(limit.max_in_flight())), (0, in_flight.map(Count::size)));
     }
 
     let purse = budget.and_then(|(ratio, per_second)| {
         let ratio = f64::from(ratio);
-        let rules =
-            vec![("budget.ratio", (0.0..=10.0).contains(&ratio)), ("budget.min_per_second", per_second <= 100_000)];
-        judged(Budget::builder().ratio(ratio).min_per_second(per_second).build(), &rules)
+        let rules = vec![
+            ("budget.ratio", (0.0..=10.0).contains(&ratio)),
+            ("budget.min_per_second", per_second.size() <= 100_000),
+        ];
+        judged(Budget::builder().ratio(ratio).min_per_second(per_second.into()).build(), &rules)
     });
-    let mut again = Retry::constant(retry.first.into()).max_attempts(retry.most);
+    let mut again = Retry::constant(retry.first.into()).max_attempts(retry.most.into());
     if let Some(time) = retry.longest {
         again = again.max_delay(time.into());
     }
@@ -230,7 +273,7 @@ async fn story(input: Input) {
         again = again.budget(budget);
     }
     let of_retry = vec![
-        ("retry.max_attempts", (1..=1_000).contains(&retry.most)),
+        ("retry.max_attempts", (1..=1_000).contains(&retry.most.size())),
         ("retry.backoff.max_delay", retry.longest.is_none_or(|time| !Duration::from(time).is_zero())),
     ];
     if let Some(again) = judged(again.clone().build(), &of_retry) {
@@ -272,8 +315,8 @@ async fn story(input: Input) {
 
     if let Some(keys) = keys {
         let limit = ConcurrencyLimit::builder().max_in_flight(1);
-        let keyed = Keyed::each(limit).max_keys(keys as usize).build();
-        if let Some(keyed) = judged(keyed, &vec![("keyed.max_keys", (1..=1 << 24).contains(&keys))]) {
+        let keyed = Keyed::each(limit).max_keys(keys.size()).build();
+        if let Some(keyed) = judged(keyed, &vec![("keyed.max_keys", (1..=1 << 24).contains(&keys.size()))]) {
             let held = keyed.get("a").try_acquire();
             assert!(held.is_ok() && keyed.get("a").try_acquire().is_err() && keyed.len() == 1);
         }

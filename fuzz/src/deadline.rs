@@ -21,8 +21,8 @@ struct Input<'a> {
     reads_millis: bool,
     max: Option<Span>,
     default: Option<Span>,
-    /// The deadline of a caller.
-    left: Span,
+    /// The deadline of a caller, and so many nanoseconds more.
+    left: (Span, u32),
     writes_grpc: bool,
     writes_millis: bool,
 }
@@ -152,7 +152,8 @@ async fn story(Input { grpc, millis, reads_millis, max, default, left, writes_gr
     };
     assert_eq!(send().await.unwrap(), headers, "without a deadline nothing changes");
 
-    let left = left.0.min(FAR);
+    let (Span(left), more) = left;
+    let left = (left + Duration::from_nanos(more.into())).min(FAR);
     let written = match Deadline::after(left).scope(send()).await {
         Ok(written) => written,
         Err(error) => {

@@ -18,13 +18,22 @@ use crate::{Woken, with};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
-    cap: u8,
+    cap: Cap,
     /// What the body says of its length.
     hint: Says,
     /// Whether it says that its last frame was the last.
     knows_its_end: bool,
     comes: Vec<Came>,
     events: Vec<Event>,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Cap {
+    Any(u8),
+    /// For all of it, trailers included, or for a byte less.
+    ForAll {
+        but_one: bool,
+    },
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -317,6 +326,13 @@ pub fn run(data: &[u8]) {
         let len = |came: &Came| if let Came::Data(len) = came { usize::from(*len) } else { 0 };
         let whole = comes.iter().map(len).sum::<usize>();
         let ends = comes.last().copied().filter(|came| matches!(came, Came::Trailers | Came::Error));
+        let cap = match cap {
+            Cap::Any(cap) => cap.into(),
+            Cap::ForAll { but_one } => {
+                let of_trailers = if let Some(Came::Trailers) = ends { OF_TRAILERS } else { 0 };
+                (whole + of_trailers).saturating_sub(but_one.into())
+            }
+        };
         let mut of = SizeHint::new();
         match hint {
             Says::Nothing => {}
@@ -325,7 +341,7 @@ pub fn run(data: &[u8]) {
         }
         let source = Source { comes: comes.into(), next: 0, knows_its_end, hint: of, ended: false };
         let mut story = Story {
-            cap: usize::from(cap),
+            cap,
             attempts: Vec::new(),
             numbers: 0,
             turn: 0,
@@ -335,7 +351,7 @@ pub fn run(data: &[u8]) {
             whole,
             ends,
         };
-        story.add(Replay::new(source, usize::from(cap)));
+        story.add(Replay::new(source, cap));
         for event in events {
             story.step(event);
         }

@@ -33,7 +33,17 @@ struct Input<'a> {
 #[derive(Arbitrary, Debug)]
 enum Content<'a> {
     /// `application/grpc`, some of it in capitals, and what follows.
-    Grpc(u8, &'a [u8]),
+    Grpc(u8, Then<'a>),
+    Raw(&'a [u8]),
+}
+
+#[derive(Arbitrary, Debug)]
+enum Then<'a> {
+    Nothing,
+    Subtype,
+    Parameter,
+    Blank,
+    Web,
     Raw(&'a [u8]),
 }
 
@@ -115,7 +125,15 @@ pub fn run(data: &[u8]) {
 
 async fn story(Input { method, content, name, why, as_error, overloaded, detailed, grpc_only }: Input<'_>) {
     let content = content.and_then(|content| match content {
-        Content::Grpc(capitals, rest) => {
+        Content::Grpc(capitals, then) => {
+            let rest = match then {
+                Then::Nothing => b"",
+                Then::Subtype => &b"+proto"[..],
+                Then::Parameter => b";charset=utf-8",
+                Then::Blank => b" ; q=1",
+                Then::Web => b"-web+proto",
+                Then::Raw(bytes) => bytes,
+            };
             let mut content = b"application/grpc".to_vec();
             (0..8)
                 .filter(|bit| capitals >> bit & 1 == 1)
