@@ -1,4 +1,4 @@
-//! [`Budget`]: in any ten seconds, so many retries to so many calls.
+//! [`Budget`]: so many retries to so many calls of the last ten seconds.
 
 use std::{
     sync::{Arc, PoisonError},
@@ -15,7 +15,7 @@ const UNTIMED: u64 = 64;
 /// Tokens that are not spent expire after this.
 const SPAN: Duration = Duration::from_secs(10);
 
-/// A bound on the retries of everyone who shares it: in any ten seconds at most `ratio` of the calls, plus
+/// A bound on the retries of everyone who shares it: of the last nine to ten seconds at most `ratio` of the calls, plus
 /// `min_per_second` for each of the seconds, so that a service that is rarely called can retry too.
 ///
 /// It is the bound of Finagle's `RetryBudget`, kept as a sliding window of calls and retries instead of a purse of
