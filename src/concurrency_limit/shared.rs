@@ -299,3 +299,39 @@ impl fmt::Debug for Shared {
 
 #[cfg(all(test, buttress_loom))]
 mod models;
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    fn limit() -> Shared {
+        Shared::new("limit", 1, 1, None, None)
+    }
+
+    /// Whoever comes here has just found no permit, and a place in the queue; others were faster or slower.
+    #[test]
+    fn under_the_lock_a_call_takes_what_there_is_by_then() {
+        let limit = limit();
+        assert!(matches!(limit.wait_in_line(), Some(Turn::Now)), "a permit was given back");
+        assert_eq!((limit.in_flight(), limit.waiting()), (1, 0));
+        assert!(matches!(limit.wait_in_line(), Some(Turn::Later(_))));
+        assert_eq!((limit.in_flight(), limit.waiting()), (1, 1));
+        assert!(limit.wait_in_line().is_none(), "the last place was taken");
+        assert_eq!((limit.in_flight(), limit.waiting()), (1, 1));
+    }
+
+    #[test]
+    fn whoever_is_refused_waits_for_nobody_who_has_the_lock() {
+        let limit = Arc::new(limit());
+        assert!(limit.try_acquire() && limit.enqueue().is_ok());
+        let (told, answer) = mpsc::channel();
+        let asks = Arc::clone(&limit);
+        let _lock = limit.lock();
+        thread::spawn(move || told.send(asks.enqueue().map(drop).map_err(|no| no.rule())));
+        // Only who waits for the lock takes any time, and then all of it.
+        let answer = answer.recv_timeout(Duration::from_secs(30)).expect("it waits for the lock");
+        assert_eq!(answer, Err(Rule::QueueFull));
+    }
+}

@@ -444,6 +444,27 @@ async fn reset_empties_the_window_and_begins_with_the_first_open_time() {
     }
 }
 
+// A late success must not be taken for one of the present, nor the present one for a late one.
+#[tokio::test(start_paused = true)]
+async fn after_a_reset_successes_are_counted_and_end_a_streak_as_before() {
+    for span in [CircuitBreaker::builder(), CircuitBreaker::builder().window_calls(4)] {
+        let breaker = span.min_calls(4).failure_rate(0.5).consecutive_failures(3).build().unwrap();
+        breaker.force_open();
+        breaker.reset();
+        play(&breaker, "F");
+        breaker.call(ready(Ok::<_, &str>(()))).await.unwrap();
+        breaker.call(ready(Ok::<_, &str>(()))).await.unwrap();
+        assert_eq!(breaker.snapshot().calls, 3);
+        play(&breaker, "F");
+        assert_eq!(refused(&breaker).rule(), Rule::FailureRate);
+
+        breaker.force_open();
+        breaker.reset();
+        play(&breaker, "FSF");
+        assert_eq!(breaker.snapshot().consecutive_failures, 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_transition_says_how_many_were_refused_before_it() {
     let (breaker, heard) = heard(touchy());
@@ -604,6 +625,22 @@ async fn a_retry_is_not_slept_for_when_the_circuit_it_tripped_would_refuse_it() 
         assert_eq!(last, Error::Inner(attempts - 1), "the service's own answer says more than a refusal");
         assert_eq!((made.into_inner(), now() - begin), (attempts, waited));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_is_not_slept_for_when_the_circuit_was_forced_open() {
+    let policy = Policy::plain("flaky")
+        .retry(Retry::constant(secs(9)).jitter(Jitter::None).max_attempts(2))
+        .circuit_breaker(touchy())
+        .build()
+        .unwrap();
+    let (breaker, made, begin) = (policy.circuit_breaker().unwrap(), AtomicUsize::new(0), now());
+    let attempt = || {
+        breaker.force_open();
+        ready(Err::<(), _>(made.fetch_add(1, SeqCst)))
+    };
+    assert_eq!(policy.call(attempt).await, Err(Error::Inner(0)), "the service's own answer says more than a refusal");
+    assert_eq!((made.into_inner(), now() - begin), (1, secs(0)));
 }
 
 #[tokio::test(start_paused = true)]
