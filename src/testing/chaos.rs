@@ -215,12 +215,12 @@ impl<E> ChaosBuilder<E> {
         let mut checks = Checks::new("chaos");
         let errors = self.errors.as_ref().map_or(0.0, |(rate, _)| *rate);
         let rates = [("errors", errors), ("delays", self.delays.0), ("hangs", self.hangs), ("panics", self.panics)];
-        for (setting, rate) in rates {
-            checks.require((0.0..=1.0).contains(&rate), setting, rate, "must be between 0 and 1");
+        for (setting, rate) in &rates {
+            checks.require((0.0..=1.0).contains(rate), setting, rate, "must be between 0 and 1");
         }
         let together = errors + self.hangs + self.panics;
         checks.require(
-            together <= 1.0 || !(0.0..=1.0).contains(&errors),
+            together <= 1.0 || rates.iter().any(|(_, rate)| !(0.0..=1.0).contains(rate)),
             "errors",
             errors,
             "must be at most 1 together with hangs and panics, as a call ends in one of them",

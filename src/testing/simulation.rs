@@ -113,7 +113,7 @@ impl Default for Simulation {
 ///
 /// ```
 /// use std::time::Duration;
-/// buttress::testing::run_paused(tokio::time::sleep(Duration::from_secs(86_400)));
+/// buttress::testing::run_paused(async { tokio::time::sleep(Duration::from_secs(86_400)).await });
 /// ```
 ///
 /// # Panics
