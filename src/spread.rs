@@ -199,7 +199,9 @@ mod tests {
             for _ in 0..8 {
                 let theirs = spread.clone();
                 scope.spawn(move || {
-                    let mut mine = theirs.clone();
+                    // Not the slot that it comes from.
+                    SLOT.set((theirs.seat.slot + 1) % slots());
+                    let mut mine = theirs.beside();
                     let local = mine.here().beside();
                     assert_eq!(local.seat.slot, slot());
                     assert!(Arc::ptr_eq(&local, &theirs));
@@ -259,9 +261,15 @@ mod tests {
     #[test]
     fn a_counter_counts_what_owners_and_others_count() {
         let counter = Counter::new();
+        // All at once, so that some find no slot to own.
+        let all = std::sync::Barrier::new(2 * slots());
         std::thread::scope(|scope| {
             for _ in 0..2 * slots() {
-                scope.spawn(|| (0..10_000).for_each(|_| counter.count()));
+                scope.spawn(|| {
+                    slot();
+                    all.wait();
+                    (0..10_000).for_each(|_| counter.count());
+                });
             }
         });
         assert_eq!(counter.total(), 20_000 * slots() as u64);

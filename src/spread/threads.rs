@@ -87,6 +87,28 @@ mod tests {
     fn a_thread_keeps_its_slot() {
         assert_eq!(slot(), slot());
         assert!(slot() < slots() && slots().is_power_of_two());
+        assert!((2..=32).contains(&slots()));
+    }
+
+    #[test]
+    fn threads_at_once_own_slots_of_their_own_and_take_turns_in_sharing() {
+        // So many that chance does not give all the same one, whoever else takes turns.
+        let count = slots() + 32;
+        let all = std::sync::Barrier::new(count);
+        let mut seen: Vec<_> = std::thread::scope(|scope| {
+            let there = || {
+                let slot = slot();
+                all.wait();
+                (slot, owns_slot())
+            };
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(there)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        seen.sort_unstable();
+        assert!(seen.iter().all(|(slot, _)| *slot < slots()));
+        assert!(seen.first().unwrap().0 < seen.last().unwrap().0, "more than one slot is in use");
+        let owned: Vec<_> = seen.iter().filter(|(_, owns)| *owns).map(|(slot, _)| *slot).collect();
+        assert!(owned.windows(2).all(|two| two[0] < two[1]), "nobody owns what another one owns: {owned:?}");
     }
 
     #[test]
