@@ -5,8 +5,8 @@ use std::{
     future::Future,
     ops::RangeInclusive,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
@@ -55,11 +55,7 @@ const CHAOS: u64 = 0x00c4_a05c_4a05_c4a0;
 struct Shared<E> {
     settings: ChaosBuilder<E>,
     enabled: AtomicBool,
-    calls: AtomicU64,
-    errors: AtomicU64,
-    delays: AtomicU64,
-    hangs: AtomicU64,
-    panics: AtomicU64,
+    injected: Mutex<Injected>,
 }
 
 /// What a [`Chaos`] has done. A call that is to be delayed and then to fail is in both counts, also if its caller goes before.
@@ -110,42 +106,45 @@ impl<E> Chaos<E> {
     /// What it has done until now.
     #[must_use]
     pub fn injected(&self) -> Injected {
-        let Shared { calls, errors, delays, hangs, panics, .. } = &*self.shared;
-        let [calls, errors, delays, hangs, panics] =
-            [calls, errors, delays, hangs, panics].map(|count| count.load(Relaxed));
-        Injected { calls, errors, delays, hangs, panics }
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Injected> {
+        self.shared.injected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What befalls the next call: a delay, and an end other than the service's own.
     fn next<F, T>(&self) -> (Duration, Option<End<F, Result<T, E>>>) {
-        let Shared { settings, calls, errors, delays, hangs, panics, .. } = &*self.shared;
         if !self.is_enabled() {
             return (Duration::ZERO, None);
         }
-        let mut chance = Chance::of_nth(settings.seed ^ CHAOS, calls.fetch_add(1, Relaxed));
-        let ChaosBuilder { errors: failing, delays: (delay_rate, range), .. } = settings;
+        let ChaosBuilder { seed, errors, delays: (delay_rate, range), hangs, panics } = &self.shared.settings;
+        let mut injected = self.lock();
+        let mut chance = Chance::of_nth(seed ^ CHAOS, injected.calls);
+        injected.calls += 1;
         let mut delay = Duration::ZERO;
         if chance.happens(*delay_rate) {
-            delays.fetch_add(1, Relaxed);
+            injected.delays += 1;
             delay = chance.duration(range.clone());
         }
         // One draw, so that each rate is what it says.
         let mut left = chance.unit();
-        let mut hit = |rate: f64, count: &AtomicU64| {
+        let mut hit = |rate: f64, count: &mut u64| {
             let hit = (0.0..rate).contains(&left);
-            count.fetch_add(u64::from(hit), Relaxed);
+            *count += u64::from(hit);
             left -= rate;
             hit
         };
-        let end = if hit(settings.panics, panics) {
-            Some(End::Panic)
-        } else if hit(settings.hangs, hangs) {
-            Some(End::Hang)
-        } else {
-            let failing = failing.as_ref().filter(|(rate, _)| hit(*rate, errors));
-            failing.map(|(_, make)| End::With(Some(Err(make()))))
-        };
-        (delay, end)
+        if hit(*panics, &mut injected.panics) {
+            return (delay, Some(End::Panic));
+        }
+        if hit(*hangs, &mut injected.hangs) {
+            return (delay, Some(End::Hang));
+        }
+        let failing = errors.as_ref().filter(|(rate, _)| hit(*rate, &mut injected.errors));
+        // What makes the error is not our code.
+        drop(injected);
+        (delay, failing.map(|(_, make)| End::With(Some(Err(make())))))
     }
 }
 
@@ -228,16 +227,7 @@ impl<E> ChaosBuilder<E> {
         let range = &self.delays.1;
         checks.require(!range.is_empty(), "delays", range, "must not be an empty range");
         checks.finish()?;
-        let none = || AtomicU64::new(0);
-        let shared = Shared {
-            settings: self,
-            enabled: AtomicBool::new(true),
-            calls: none(),
-            errors: none(),
-            delays: none(),
-            hangs: none(),
-            panics: none(),
-        };
+        let shared = Shared { settings: self, enabled: AtomicBool::new(true), injected: Mutex::default() };
         Ok(Chaos { shared: Arc::new(shared) })
     }
 }
