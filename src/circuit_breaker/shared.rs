@@ -29,7 +29,7 @@ use crate::{
         Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, Ordering::*, fence},
     },
-    window::{Totals, Window},
+    window::{Totals, Window, ahead},
 };
 
 /// `generation: 56 | state: 8`. A ticket is the word at admission: as long as they are equal, nothing has moved.
@@ -527,9 +527,9 @@ impl Shared {
     }
 }
 
-/// Whether the streak is of a later generation than the ticket: then a late result does not touch it. Wrapping.
+/// Whether the streak is of a later generation than the ticket: then a late result does not touch it.
 fn is_newer(streak: u64, ticket: Word) -> bool {
-    ((streak >> 32) as u32).wrapping_sub((ticket >> 8) as u32) as i32 > 0
+    ahead(streak, ticket >> 8) > 0
 }
 
 fn log(transition: &Transition) {

@@ -8,6 +8,7 @@ mod tally;
 mod time;
 
 pub(crate) use count::{CountWindow, MAX_SIZE};
+pub(crate) use tally::ahead;
 pub(crate) use time::TimeWindow;
 
 /// What a window holds.

@@ -24,8 +24,9 @@ fn word(generation: u64, count: u32) -> u64 {
     generation << 32 | u64::from(count)
 }
 
-/// How far the word's generation is ahead of this one; both wrap.
-fn ahead(word: u64, generation: u64) -> i32 {
+/// How far the word's generation, its upper half, is ahead of this one; both wrap.
+#[inline]
+pub(crate) fn ahead(word: u64, generation: u64) -> i32 {
     ((word >> 32) as u32).wrapping_sub(generation as u32) as i32
 }
 
