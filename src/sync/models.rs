@@ -21,7 +21,8 @@ pub(crate) fn interrupted(at_most: usize, model: impl Fn() + Send + Sync + 'stat
     builder.check(model);
 }
 
-/// Whether a waker was woken. Not one of loom's atomics: it is asked at the end only, and adds no interleavings.
+/// Whether a waker was woken. Not one of loom's atomics: it is asked at the end only, and adds no interleavings. Relaxed, as loom
+/// runs all threads of a model on one.
 #[derive(Default)]
 pub(crate) struct Woken(AtomicBool);
 
@@ -32,12 +33,12 @@ impl Woken {
     }
 
     pub(crate) fn is_so(&self) -> bool {
-        self.0.load(SeqCst)
+        self.0.load(Relaxed)
     }
 }
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
-        self.0.store(true, SeqCst);
+        self.0.store(true, Relaxed);
     }
 }
