@@ -286,8 +286,9 @@ impl Deadline {
     /// Runs `future` under the deadline that is current *here*, wherever it is polled: for `tokio::spawn`. Cancel safe if
     /// `future` is.
     pub fn carry<F: Future>(future: F) -> Scoped<F> {
-        let deadline = Self::current().map_or(Moment::NONE, |deadline| Moment::at(deadline.0));
-        Scoped { ambient: Ambient { deadline, ..Ambient::current() }, future }
+        // Asking starts it: from here on it is a point in time, the same wherever it is polled.
+        let _ = Self::current();
+        Scoped { ambient: Ambient::current(), future }
     }
 
     /// Runs `future` and cuts it off with [`DeadlineExceeded`](crate::Reason::DeadlineExceeded) once the time has come.

@@ -196,6 +196,11 @@ impl Figures {
 /// No time to come back is known.
 const NEVER: u64 = u64::MAX;
 
+/// Some time, as long as it may be.
+fn known(nanos: u64) -> u64 {
+    nanos.min(NEVER - 1)
+}
+
 impl Rejection {
     /// `NaN` stands for a figure that there is none of.
     #[inline]
@@ -211,7 +216,7 @@ impl Rejection {
         threshold: f32,
         retry_after: Option<u64>,
     ) -> Self {
-        let retry_after = retry_after.map_or(NEVER, |nanos| nanos.min(NEVER - 1));
+        let retry_after = retry_after.map_or(NEVER, known);
         Self { name, retry_after, figures: Figures::new(measured, threshold), rule }
     }
 
@@ -223,8 +228,7 @@ impl Rejection {
 
     /// By the gate of the shutdown.
     pub(crate) fn stopping(name: &'static str, retry_after: Duration) -> Self {
-        let retry_after = nanos(retry_after).min(NEVER - 1);
-        Self { retry_after, ..Self::new(name, Rule::Stopping, f32::NAN, f32::NAN) }
+        Self { retry_after: known(nanos(retry_after)), ..Self::new(name, Rule::Stopping, f32::NAN, f32::NAN) }
     }
 
     #[inline]
@@ -682,4 +686,36 @@ macro_rules! impl_reject {
             }
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_come_back_is_one_however_long_it_is() {
+        let most = Some(Duration::from_nanos(u64::MAX - 1));
+        assert_eq!(Rejection::stopping("process", Duration::MAX).retry_after(), most);
+        let open = |retry_after| Rejection::circuit_open("users", Rule::Forced, f32::NAN, f32::NAN, retry_after);
+        assert_eq!(open(Some(u64::MAX)).retry_after(), most);
+        assert_eq!(open(Some(1)).retry_after(), Some(Duration::from_nanos(1)));
+        assert_eq!(open(None).retry_after(), None);
+    }
+
+    #[test]
+    fn rejections_are_equal_if_they_say_the_same() {
+        let full = |name, measured, threshold| Rejection::new(name, Rule::LimitReached, measured, threshold);
+        let one = full("users", 4.0, 4.0);
+        assert_eq!(one, full("users", 4.0, 4.0));
+        assert_eq!(Rejection::draining("users"), Rejection::draining("users"), "of no figures");
+        for other in [
+            full("orders", 4.0, 4.0),
+            full("users", 5.0, 4.0),
+            full("users", 4.0, 5.0),
+            Rejection::new("users", Rule::QueueFull, 4.0, 4.0),
+            Rejection { retry_after: 7, ..one },
+        ] {
+            assert_ne!(one, other);
+        }
+    }
 }

@@ -208,3 +208,32 @@ mod models {
         takes_nobody_elses_place(|bell, before| _ = bell.keep(Some(before), &Woken::new().1, || false));
     }
 }
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::Arc,
+        task::{Context, Wake},
+    };
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Wake for Nobody {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn whoever_stops_waiting_takes_the_waker_along() {
+        let bell = Bell::default();
+        let nobody = Arc::new(Nobody);
+        {
+            let waker = Waker::from(Arc::clone(&nobody));
+            let mut waits = pin!(bell.until(|| false));
+            assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        assert_eq!(Arc::strong_count(&nobody), 1, "the bell may ring in a year");
+    }
+}

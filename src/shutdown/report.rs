@@ -222,3 +222,46 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clean() -> Report {
+        Report {
+            reason: Trigger::Forced,
+            forced: None,
+            elapsed: Duration::from_secs(2),
+            stages: Vec::new(),
+            drained: 3,
+            rejected: 0,
+            cut: Vec::new(),
+            left: 0,
+            guards: Vec::new(),
+            connections_cut: 0,
+            tasks: Vec::new(),
+            forgotten: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_told_and_is_not_clean() {
+        let report = Report { left: 2, ..clean() };
+        assert_eq!((clean().exit_code(), report.exit_code()), (0, 1));
+        assert_eq!(
+            (clean().to_string().as_str(), report.to_string().as_str()),
+            (
+                "shutdown by force: clean in 2.0s; calls: 3 drained, 0 rejected",
+                "shutdown by force: not clean, in 2.0s; calls: 3 drained, 0 rejected, 2 left",
+            )
+        );
+    }
+
+    #[test]
+    fn a_stage_is_told_that_took_a_millisecond_or_was_cut_short() {
+        let stage = |name, micros, overran| Stage { name, elapsed: Duration::from_micros(micros), overran };
+        let stages = vec![stage("lame duck", 999, false), stage("calls", 1_000, false), stage("abort", 0, true)];
+        let report = Report { stages, ..clean() };
+        assert!(report.to_string().contains(" (calls 0.0s; abort 0.0s, overran); "), "{report}");
+    }
+}

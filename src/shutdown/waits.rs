@@ -58,3 +58,24 @@ impl Waits {
 fn ticket(number: u32) -> Ticket {
     Ticket { number, ring: 0 }
 }
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ConcurrencyLimit;
+
+    #[test]
+    fn limits_that_are_gone_are_forgotten_and_those_that_are_there_are_not() {
+        let waits = Waits::default();
+        let limit = || ConcurrencyLimit::builder().max_in_flight(1).build().unwrap().shared;
+        let there = limit();
+        waits.enlist(Arc::downgrade(&there));
+        for _ in 0..1_000 {
+            waits.enlist(Arc::downgrade(&limit()));
+            assert!(waits.lock_limits().len() <= 8, "of one that is there");
+        }
+        assert!(waits.lock_limits().iter().any(|limit| limit.strong_count() > 0));
+    }
+}

@@ -388,6 +388,42 @@ fn a_call_is_slow_when_it_takes_longer_than_allowed() {
     assert_eq!(refused(&breaker).rule(), Rule::SlowCallRate);
 }
 
+// Within one bucket, whose words remember only so many changes apart.
+#[tokio::test(start_paused = true)]
+async fn after_any_number_of_changes_what_was_counted_is_gone_and_what_comes_counts() {
+    for changes in [1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 257] {
+        let breaker = CircuitBreaker::builder().failure_rate(0.5).min_calls(4).build().unwrap();
+        play(&breaker, "FFF");
+        for _ in 0..changes {
+            breaker.force_closed();
+            breaker.reset();
+        }
+        assert_eq!(breaker.snapshot().failures, 0, "after {changes}");
+        play(&breaker, "FFF");
+        assert_eq!((breaker.state(), breaker.snapshot().failures), (State::Closed, 3), "after {changes}");
+        play(&breaker, "F");
+        assert_eq!(breaker.state(), State::Open, "after {changes}");
+    }
+}
+
+// HAZARD: B11
+#[tokio::test(start_paused = true)]
+async fn answers_that_come_late_open_the_circuit_through_the_layer() {
+    let rule = CircuitBreaker::builder().without_failure_rate().slow_call_rate(0.5).slow_call(ms(100));
+    let breaker = rule.min_calls(4).build().unwrap();
+    let service = breaker.layer().layer(service_fn(async |took: Duration| {
+        tokio::time::sleep(took).await;
+        Ok::<_, Error<&str>>(())
+    }));
+    for took in [ms(10), ms(100), ms(101)] {
+        service.send(took).await.unwrap();
+    }
+    assert_eq!((breaker.state(), breaker.snapshot().slow_calls), (State::Closed, 1));
+    service.send(ms(101)).await.unwrap();
+    let no = refused(&breaker);
+    assert_eq!((no.rule(), no.measured()), (Rule::SlowCallRate, Some(0.5)), "though all of them answered");
+}
+
 // HAZARD: B15
 #[tokio::test(start_paused = true)]
 async fn two_rules_do_not_hide_each_other() {

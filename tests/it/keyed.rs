@@ -141,12 +141,14 @@ async fn every_handle_can_be_kept_by_key() {
         let mut service = keyed.layer((|n| *n) as fn(&u64) -> u64).layer(Echo);
         assert!(matches!(service.call(7).await, Ok(7)));
         assert_eq!(keyed.len(), 1);
+        (0..100).for_each(|key| drop(keyed.get(&key)));
+        assert_eq!((keyed.len(), keyed.overflowed()), (8, 0), "each can be forgotten");
     }
     passes(breakers(8)).await;
-    passes(Keyed::each(one_at_once()).build().unwrap()).await;
-    passes(Keyed::each(Retry::constant(ms(1))).build().unwrap()).await;
-    passes(Keyed::each(Policy::plain("plain")).build().unwrap()).await;
-    passes(Keyed::builder(|_| Timeout::new(secs(1))).build().unwrap()).await;
+    passes(Keyed::each(one_at_once()).max_keys(8).build().unwrap()).await;
+    passes(Keyed::each(Retry::constant(ms(1))).max_keys(8).build().unwrap()).await;
+    passes(Keyed::each(Policy::plain("plain")).max_keys(8).build().unwrap()).await;
+    passes(Keyed::builder(|_| Timeout::new(secs(1))).max_keys(8).build().unwrap()).await;
 }
 
 #[test]
@@ -453,24 +455,27 @@ fn a_closure_that_panics_takes_no_place_and_breaks_nothing() {
 
 #[test]
 fn a_closure_that_asks_for_other_keys_does_not_hang_not_even_without_room() {
-    let itself: Arc<OnceLock<Keyed<u64, CircuitBreaker>>> = Arc::default();
-    let keyed = {
-        let itself = itself.clone();
-        Keyed::builder(move |key: &u64| {
-            if *key > 0 {
-                drop(itself.get().unwrap().get(&(key - 1)));
-            }
-            let breaker = touchy().build().unwrap();
-            breaker.force_open();
-            breaker
-        })
-    };
-    let _ = itself.set(keyed.max_keys(2).build().unwrap());
-    let keyed = itself.get().unwrap();
-    assert_eq!(keyed.get(&9).state(), State::ForcedOpen);
-    assert_eq!(keyed.get(&9).state(), State::ForcedOpen);
-    assert_eq!(keyed.len(), 2);
-    assert!(keyed.overflowed() > 0);
+    // With room for one, nothing is there yet that could be forgotten when it asks.
+    for max in [1, 2] {
+        let itself: Arc<OnceLock<Keyed<u64, CircuitBreaker>>> = Arc::default();
+        let keyed = {
+            let itself = itself.clone();
+            Keyed::builder(move |key: &u64| {
+                if *key > 0 {
+                    drop(itself.get().unwrap().get(&(key - 1)));
+                }
+                let breaker = touchy().build().unwrap();
+                breaker.force_open();
+                breaker
+            })
+        };
+        let _ = itself.set(keyed.max_keys(max).build().unwrap());
+        let keyed = itself.get().unwrap();
+        assert_eq!(keyed.get(&9).state(), State::ForcedOpen);
+        assert_eq!(keyed.get(&9).state(), State::ForcedOpen);
+        assert_eq!(keyed.len(), max);
+        assert!(keyed.overflowed() > 0);
+    }
 }
 
 /// Looks at the map, as it is dropped.

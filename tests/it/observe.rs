@@ -388,6 +388,28 @@ fn a_listener_that_moves_the_breaker_hears_of_that_next() {
     assert_eq!(*breaker.watch().borrow(), Closed);
 }
 
+#[test]
+fn a_listener_that_moves_the_breaker_twice_hears_of_both() {
+    let heard = Heard::default();
+    let (log, own) = (heard.clone(), Arc::<Mutex<Option<CircuitBreaker>>>::default());
+    let inner = own.clone();
+    let breaker = builder()
+        .on_transition(move |transition| {
+            let breaker = inner.lock().unwrap().clone().unwrap();
+            if transition.to == State::Open {
+                breaker.force_closed();
+                breaker.reset();
+            }
+            log.lock().unwrap().push(*transition);
+        })
+        .build()
+        .unwrap();
+    *own.lock().unwrap() = Some(breaker.clone());
+    fail(&breaker, 2);
+    use State::*;
+    assert_eq!(moves(&heard), [(Closed, Open), (Open, ForcedClosed), (ForcedClosed, Closed)]);
+}
+
 // It moves the breaker faster than it hears of it: what it has yet to hear of is kept up to a bound.
 #[test]
 fn a_listener_that_moves_the_breaker_without_end_hears_of_the_latest() {

@@ -340,6 +340,21 @@ async fn it_tells_and_leaves_cutting_off_to_whoever_set_the_deadline() {
     assert_eq!(Deadline::after(secs(1)).scope(service.send(Request::new(()))).await, Ok("late"));
 }
 
+/// The server cuts the call off in the same moment, with an error of its own.
+#[tokio::test(start_paused = true)]
+async fn an_error_as_the_deadline_passes_is_the_deadlines() {
+    let broken = service_fn(async |after: Request<Duration>| {
+        sleep(*after.body()).await;
+        Err::<(), _>(Error::Inner("broken"))
+    });
+    let service = WriteDeadlineLayer::new().layer(broken);
+    for (after, is_the_deadlines) in [(997, false), (998, false), (999, true), (1_000, true), (2_000, true)] {
+        let outcome = Deadline::after(secs(1)).scope(service.send(Request::new(ms(after)))).await;
+        let is_ours = outcome.unwrap_err().rejection().is_some();
+        assert_eq!(is_ours, is_the_deadlines, "after {after} ms");
+    }
+}
+
 #[tokio::test]
 async fn a_readiness_that_was_reserved_is_given_back_by_a_call_that_is_too_late() {
     let inner = ServiceBuilder::new().concurrency_limit(1).layer(LiftLayer).service(echo());

@@ -322,6 +322,13 @@ async fn a_call_cut_off_says_what_it_was_allowed() {
     let policy = Policy::plain("d").deadline(secs(1)).build().unwrap();
     let no = policy.call(stall).await.unwrap_err();
     assert_eq!(no.to_string(), "deadline of `d` exceeded: no time left of 1.000 s");
+    let policy = Policy::plain("d").deadline(secs(1)).timeout(secs(1)).build().unwrap();
+    let no = policy.call(stall).await.unwrap_err();
+    assert_eq!(
+        no.to_string(),
+        "attempt of `d` timed out: 1.000 s, 1.000 s allowed",
+        "of two at once, the nearer part's"
+    );
     let no = Deadline::after(ms(1)).enforce(stall()).await.unwrap_err();
     assert_eq!(no.to_string(), "deadline of `deadline` exceeded: no time left", "it was given as a point in time");
     let bounded = Deadline::after(ms(1)).scope(Timeout::new(secs(1)).name("t").call(stall()));

@@ -48,10 +48,16 @@ pub struct Attempt {
     /// From 1.
     pub number: u32,
     pub at: Instant,
-    pub runs: bool,
+    pub ended: Option<Instant>,
     /// How often the circuit had moved, and where it stood.
     moves: usize,
     state: Option<State>,
+}
+
+impl Attempt {
+    pub fn runs(&self) -> bool {
+        self.ended.is_none()
+    }
 }
 
 impl Watch {
@@ -65,7 +71,7 @@ impl Watch {
         let number = retry::current_attempt().unwrap_or(1);
         let mut seen = self.seen();
         let Some(call) = seen.current else { panic!("the service was called while nobody was polled") };
-        let attempt = Attempt { call, number, at: Instant::now(), runs: true, moves: seen.moves.len(), state };
+        let attempt = Attempt { call, number, at: Instant::now(), ended: None, moves: seen.moves.len(), state };
         // An attempt that was refused, or cut off before the service was ready, is not seen here.
         if let Some(last) = seen.of(call).last().filter(|last| number <= last.number) {
             let wrong = format!("call {call}: attempt {number} after attempt {}", last.number);
@@ -84,7 +90,7 @@ impl Watch {
         if in_flight.is_some_and(|in_flight| in_flight < running) {
             seen.wrong.push(format!("attempt {attempt} runs on without a permit"));
         }
-        seen.attempts[attempt].runs = false;
+        seen.attempts[attempt].ended = Some(Instant::now());
     }
 
     /// The circuit's listener.
@@ -113,13 +119,13 @@ impl Watch {
 
 impl Seen {
     pub fn running(&self) -> usize {
-        self.attempts.iter().filter(|attempt| attempt.runs).count()
+        self.attempts.iter().filter(|attempt| attempt.runs()).count()
     }
 
     /// Probes that are out in the present round.
     pub fn probing(&self) -> impl Iterator<Item = &Attempt> {
         let this_round = |it: &&Attempt| it.moves == self.moves.len() && it.state == Some(State::HalfOpen);
-        self.attempts.iter().filter(this_round).filter(|attempt| attempt.runs)
+        self.attempts.iter().filter(this_round).filter(|attempt| attempt.runs())
     }
 
     pub fn of(&self, call: usize) -> impl Iterator<Item = &Attempt> {

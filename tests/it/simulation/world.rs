@@ -216,7 +216,7 @@ impl World {
             Step::Poll(which) if !self.calls.is_empty() => self.poll(which % self.calls.len())?,
             Step::Drop(which) if !self.calls.is_empty() => {
                 let call = self.calls.swap_remove(which % self.calls.len());
-                let runs = self.watch.seen().of(call.number).any(|attempt| attempt.runs);
+                let runs = self.watch.seen().of(call.number).any(|attempt| attempt.runs());
                 self.reach(if runs { "dropped: in flight" } else { "dropped: elsewhere" });
                 drop(call);
                 self.dropped += 1;
@@ -379,7 +379,7 @@ impl World {
             return Ok(());
         }
         self.check_call(&call, &self.watch.seen())?;
-        let left = self.watch.seen().of(number).any(|attempt| attempt.runs);
+        let left = self.watch.seen().of(number).any(|attempt| attempt.runs());
         self.ended.push(call);
         require(!left, || format!("call {number} has ended, and an attempt of it runs on"))
     }
@@ -397,7 +397,7 @@ impl World {
         let queues = self.policy.concurrency_limit().is_some_and(|limit| limit.in_flight() >= limit.max_in_flight());
         for call in self.calls.iter().filter(|call| call.polled) {
             let hangs = |attempt: usize| matches!(self.plan.deeds[attempt % self.plan.deeds.len()].end, End::Hang);
-            let attempt = seen.attempts.iter().rposition(|attempt| attempt.call == call.number && attempt.runs);
+            let attempt = seen.attempts.iter().rposition(|attempt| attempt.call == call.number && attempt.runs());
             let waits = attempt.map_or(queues, hangs);
             require(waits, || format!("call {} never ends, and nothing hangs", call.number))?;
         }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use buttress::{CircuitBreaker, Error, Reason, Rejection, Rule, circuit_breaker::State, shutdown};
 use tokio::time::Instant;
 
-use super::{super::watch::Seen, Call, Outcome, Way, World};
+use super::{
+    super::watch::{Attempt, Seen},
+    Call, Outcome, Way, World,
+};
 use crate::support::{ms, secs};
 
 /// A timer may be as late as its wheel is coarse.
@@ -118,7 +121,7 @@ impl World {
             let in_time = self.deadline(call).is_none_or(|deadline| attempt.at < deadline);
             require(in_time || !at_once, || tell("comes after the deadline"))?;
             let ran = now.duration_since(attempt.at.max(since));
-            let cut_off = !attempt.runs || self.plan.timeout.is_none_or(|timeout| ran < ms(timeout) + LATE);
+            let cut_off = !attempt.runs() || self.plan.timeout.is_none_or(|timeout| ran < ms(timeout) + LATE);
             require(cut_off, || tell("runs for too long"))?;
         }
         Ok(())
@@ -166,14 +169,17 @@ impl World {
     fn check_budget(&self) -> Result<(), String> {
         let Some((percent, floor)) = self.plan.retry.as_ref().and_then(|retry| retry.budget) else { return Ok(()) };
         let seen = self.watch.seen();
-        let retries: Vec<_> = seen.attempts.iter().filter(|attempt| attempt.number > 1).map(|it| it.at).collect();
-        let Some(&now) = retries.last() else { return Ok(()) };
+        let retries = || seen.attempts.iter().filter(|attempt| attempt.number > 1);
+        let Some(now) = retries().next_back().map(|retry| retry.at) else { return Ok(()) };
+        // It was paid for between the end of the attempt before, if that one was seen, and its beginning.
+        let before = |retry: &Attempt| seen.of(retry.call).filter(|it| it.number < retry.number).last()?.ended;
+        let paid = |retry: &&Attempt| before(retry).is_some_and(|ended| now.duration_since(ended) < secs(9));
+        let made = retries().filter(paid).count();
         // The window slides in tenths; calls that nobody has timed yet may be counted late.
-        let within = |times: &[Instant], span| times.iter().filter(|at| now.duration_since(**at) < span).count();
-        let calls: Vec<_> = self.begun.iter().copied().filter(|begun| *begun <= now).collect();
-        let deposits = calls.len().min(within(&calls, secs(11)) + 63);
+        let calls: Vec<_> = self.begun.iter().filter(|begun| **begun <= now).collect();
+        let recent = calls.iter().filter(|begun| now.duration_since(***begun) < secs(9 + 11)).count();
+        let deposits = calls.len().min(recent + 63);
         let most = deposits as f64 * f64::from(percent) / 100.0 + f64::from(floor) * 10.0;
-        let made = within(&retries, secs(9));
         require(made as f64 <= most + 1e-6, || format!("{made} retries where {most} are paid for by {deposits} calls"))
     }
 }
