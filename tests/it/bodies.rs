@@ -13,8 +13,10 @@ use std::{
 
 use axum::{Router, http::StatusCode, routing::any};
 use buttress::{
-    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, Deadline, Error, Jitter, Policy, Retry,
-    circuit_breaker::State, http::UntilBody,
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, Deadline, Error, Jitter, Kind, Policy, Retry,
+    circuit_breaker::State,
+    http::{ByStatus, UntilBody},
+    retry::Once,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -378,4 +380,34 @@ async fn a_call_that_is_to_last_until_its_body_ends_holds_no_permit_in_a_backoff
     assert_eq!((seen.calls(), limit.in_flight()), (2, 1), "its body is still to come");
     drop(response);
     assert_eq!(limit.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_says_failure_counts_before_the_body_ends() {
+    let policy = until_the_end(CircuitBreaker::builder().consecutive_failures(1));
+    let service = policy.layer().layer(service_fn(async |_: Request<()>| {
+        Ok::<_, Error<Infallible>>(Response::builder().status(500).body(ready()).unwrap())
+    }));
+    let response = service.send(Request::new(())).await.unwrap();
+    assert_eq!(policy.circuit_breaker().unwrap().state(), State::Open);
+    drop(response);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_slow_by_its_headers_if_its_body_is_not() {
+    let slow = CircuitBreaker::builder().slow_call_rate(1.0).slow_call(secs(1)).min_calls(2);
+    let policy = until_the_end(slow);
+    let service = policy.layer().layer(service_fn(async |_: Request<()>| {
+        sleep(secs(2)).await;
+        Ok::<_, Error<Infallible>>(Response::new(ready()))
+    }));
+    for state in [State::Closed, State::Open] {
+        let response = service.send(Request::new(())).await.unwrap();
+        response.into_body().collect().await.unwrap();
+        assert_eq!(policy.circuit_breaker().unwrap().state(), state);
+    }
+}
+
+fn until_the_end(breaker: CircuitBreakerBuilder) -> Policy<Kind<ByStatus, Once, UntilBody>> {
+    Policy::http_client("api").repeat(Once).hold(UntilBody::new()).circuit_breaker(breaker).build().unwrap()
 }

@@ -19,7 +19,7 @@ use tokio::{
     runtime::Handle,
     time::{Instant, advance, sleep, timeout},
 };
-use tower::Layer;
+use tower::{Layer, Service};
 use tower_test::mock::Spawn;
 
 use crate::{
@@ -345,6 +345,14 @@ async fn a_future_that_was_never_polled_was_no_call() {
     drop(idle);
     assert_eq!((breaker.state(), breaker.snapshot().calls), (State::Open, 0));
     assert_eq!(take_all(&breaker).len(), 1, "it has taken no probe");
+}
+
+#[test]
+fn a_call_that_was_made_and_never_polled_says_nothing() {
+    let breaker = touchy().build().unwrap();
+    let mut service = breaker.layer().layer(tower::service_fn(async |()| Err::<(), _>(Error::Inner("down"))));
+    drop(service.call(()));
+    assert_eq!((breaker.state(), breaker.snapshot().calls), (State::Closed, 0), "above all not that it has panicked");
 }
 
 // HAZARD: B8, B17

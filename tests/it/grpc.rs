@@ -14,7 +14,7 @@ use buttress::{
     circuit_breaker::State,
     http::{ByGrpcStatus, ReadDeadlineLayer, RespondLayer, WriteDeadlineLayer},
 };
-use proptest::prelude::{prop, prop_assert, prop_assert_eq, proptest};
+use proptest::prelude::{Strategy, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_stream::StreamExt;
 use tonic::{
@@ -343,7 +343,9 @@ proptest! {
     }
 
     #[test]
-    fn a_pushback_is_milliseconds_to_the_letter_or_the_end(ms in prop::num::i64::ANY) {
+    fn a_pushback_is_milliseconds_to_the_letter_or_the_end(
+        ms in prop_oneof![prop::num::i32::ANY.prop_map(i64::from), prop::num::i64::ANY],
+    ) {
         let response = http::Response::builder()
             .header("grpc-status", "14")
             .header("grpc-retry-pushback-ms", ms.to_string())

@@ -271,6 +271,30 @@ macro_rules! streamed {
     }};
 }
 
+#[test]
+fn a_status_says_what_asking_again_would_bring() {
+    let soon = Some(secs(3));
+    for (status, verdict, with_hint) in [
+        (200, Verdict::Success, Verdict::Success),
+        (304, Verdict::Success, Verdict::Success),
+        (400, Verdict::Permanent, Verdict::Permanent),
+        (404, Verdict::Permanent, Verdict::Permanent),
+        (408, Verdict::TRANSIENT, Verdict::Transient { retry_after: soon }),
+        (425, Verdict::TRANSIENT, Verdict::Transient { retry_after: soon }),
+        (429, Verdict::THROTTLED, Verdict::Throttled { retry_after: soon }),
+        (500, Verdict::TRANSIENT, Verdict::Transient { retry_after: soon }),
+        (501, Verdict::Permanent, Verdict::Permanent),
+        (503, Verdict::TRANSIENT, Verdict::Throttled { retry_after: soon }),
+        (505, Verdict::Permanent, Verdict::Permanent),
+        (599, Verdict::TRANSIENT, Verdict::Transient { retry_after: soon }),
+    ] {
+        let mut res = Response::builder().status(status).body(()).unwrap();
+        assert_eq!(ByStatus.classify(Ok::<_, &Infallible>(&res)), verdict, "{status}");
+        res.headers_mut().insert("retry-after", "3".parse().unwrap());
+        assert_eq!(ByStatus.classify(Ok::<_, &Infallible>(&res)), with_hint, "{status}");
+    }
+}
+
 fn downloads() -> PolicyBuilder<Kind<ByStatus, Once, UntilBody>> {
     Policy::http_client("downloads")
         .repeat(Once)
@@ -307,6 +331,15 @@ async fn a_body_that_is_silent_for_too_long_is_cut_off() {
     assert_eq!(policy.circuit_breaker().unwrap().state(), State::Open);
     assert!(body.frame().await.is_none());
     feeding.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_runs_on_from_the_headers_while_nobody_reads() {
+    let (mut body, _feed) = streamed!(downloads().deadline(secs(1)).build().unwrap());
+    tokio::time::sleep(ms(600)).await;
+    let begun = Instant::now();
+    let error = body.frame().await.unwrap().unwrap_err();
+    assert_eq!((begun.elapsed(), rejection(&*error).reason()), (ms(400), Reason::DeadlineExceeded));
 }
 
 #[tokio::test(start_paused = true)]

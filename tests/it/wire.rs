@@ -370,6 +370,23 @@ async fn a_readiness_that_was_reserved_is_given_back_by_a_call_that_is_too_late(
 }
 
 #[cfg(feature = "reqwest")]
+#[tokio::test(start_paused = true)]
+async fn into_a_request_of_reqwest_too_and_what_is_there_is_heeded() {
+    let service = WriteDeadlineLayer::new().layer(service_fn(async |req: reqwest::Request| {
+        Ok::<_, Error<()>>(req.headers().get("grpc-timeout").map(|value| value.to_str().unwrap().to_owned()))
+    }));
+    let sent = |there: Option<&'static str>| {
+        let mut req = reqwest::Request::new(reqwest::Method::GET, "http://localhost/".parse().unwrap());
+        let there = there.map(axum::http::HeaderValue::from_static);
+        there.into_iter().for_each(|there| drop(req.headers_mut().insert("grpc-timeout", there)));
+        Deadline::after(secs(2)).scope(service.send(req))
+    };
+    assert_eq!(sent(None).await, Ok(Some("2000000u".to_owned())));
+    assert_eq!(sent(Some("1S")).await, Ok(Some("1S".to_owned())), "it is shorter");
+    assert_eq!(sent(Some("3S")).await, Ok(Some("2000000u".to_owned())));
+}
+
+#[cfg(feature = "reqwest")]
 #[tokio::test]
 async fn a_server_that_calls_another_passes_on_what_is_left() {
     let (told, mut seen) = mpsc::unbounded_channel();
