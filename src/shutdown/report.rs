@@ -246,13 +246,13 @@ mod tests {
 
     #[test]
     fn what_is_left_is_told_and_is_not_clean() {
-        let report = Report { left: 2, ..clean() };
+        let report = Report { left: 2, connections_cut: 1, ..clean() };
         assert_eq!((clean().exit_code(), report.exit_code()), (0, 1));
         assert_eq!(
             (clean().to_string().as_str(), report.to_string().as_str()),
             (
                 "shutdown by force: clean in 2.0s; calls: 3 drained, 0 rejected",
-                "shutdown by force: not clean, in 2.0s; calls: 3 drained, 0 rejected, 2 left",
+                "shutdown by force: not clean, in 2.0s; calls: 3 drained, 0 rejected, 2 left; 1 connections cut",
             )
         );
     }

@@ -134,6 +134,10 @@ async fn a_call_shows_where_it_stands() {
     assert_eq!(shown(&call), at("queued"));
     let mut refused = Box::pin(service.call(()));
     assert_eq!(shown(&refused), r#"ResponseFuture { state: "rejected", .. }"#, "of a call that holds nothing");
+
+    let breaker = CircuitBreaker::builder().name("stock").build().unwrap();
+    let expected = r#"ResponseFuture { name: "stock", state: "running", .. }"#;
+    assert_eq!(shown(&breaker.layer().layer(Echo).call(1)), expected, "of a layer alone");
     assert!(refused.as_mut().poll(&mut cx).is_ready());
 
     drop(held);

@@ -384,6 +384,13 @@ async fn into_a_request_of_reqwest_too_and_what_is_there_is_heeded() {
     assert_eq!(sent(None).await, Ok(Some("2000000u".to_owned())));
     assert_eq!(sent(Some("1S")).await, Ok(Some("1S".to_owned())), "it is shorter");
     assert_eq!(sent(Some("3S")).await, Ok(Some("2000000u".to_owned())));
+
+    let mut req = reqwest::Request::new(reqwest::Method::GET, "http://localhost/".parse().unwrap());
+    req.headers_mut().insert("grpc-timeout", axum::http::HeaderValue::from_static("1S"));
+    let service = ReadDeadlineLayer::new().layer(service_fn(async |_: reqwest::Request| {
+        Ok::<_, Error<()>>(Deadline::current().map(Deadline::remaining))
+    }));
+    assert_eq!(service.send(req).await, Ok(Some(secs(1))), "and out of it");
 }
 
 #[cfg(feature = "reqwest")]
