@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, LazyLock, Mutex},
+    sync::{Arc, LazyLock, Mutex, OnceLock},
 };
 
 use buttress::{
@@ -359,26 +359,28 @@ async fn a_listener_hears_every_transition_in_order() {
     assert_eq!((first.open_for, first.rejected, heard[1].rejected), (Some(secs(1)), 0, 1));
 }
 
+/// A breaker that its listener has at hand, with a log to write what it hears into.
+fn at_hand(listener: impl Fn(&CircuitBreaker, &Transition, &Heard) + Send + Sync + 'static) -> (CircuitBreaker, Heard) {
+    let (own, heard) = (Arc::<OnceLock<CircuitBreaker>>::default(), Heard::default());
+    let (inner, log) = (own.clone(), heard.clone());
+    let hears = move |transition: &Transition| listener(inner.get().unwrap(), transition, &log);
+    let breaker = builder().on_transition(hears).build().unwrap();
+    own.set(breaker.clone()).unwrap();
+    (breaker, heard)
+}
+
 // HAZARD: C11
 #[test]
 fn a_listener_that_moves_the_breaker_hears_of_that_next() {
-    let heard = Heard::default();
-    let (log, own) = (heard.clone(), Arc::<Mutex<Option<CircuitBreaker>>>::default());
-    let inner = own.clone();
-    let breaker = builder()
-        .on_transition(move |transition| {
-            let breaker = inner.lock().unwrap().clone().unwrap();
-            match transition.to {
-                State::Open => breaker.force_closed(),
-                State::ForcedClosed => breaker.reset(),
-                _ => {}
-            }
-            // After it has moved the breaker on: were it called from within, the order would be upside down.
-            log.lock().unwrap().push(*transition);
-        })
-        .build()
-        .unwrap();
-    *own.lock().unwrap() = Some(breaker.clone());
+    let (breaker, heard) = at_hand(|breaker, transition, log| {
+        match transition.to {
+            State::Open => breaker.force_closed(),
+            State::ForcedClosed => breaker.reset(),
+            _ => {}
+        }
+        // After it has moved the breaker on: were it called from within, the order would be upside down.
+        log.lock().unwrap().push(*transition);
+    });
     for _ in 0..2 {
         fail(&breaker, 2);
     }
@@ -390,21 +392,13 @@ fn a_listener_that_moves_the_breaker_hears_of_that_next() {
 
 #[test]
 fn a_listener_that_moves_the_breaker_twice_hears_of_both() {
-    let heard = Heard::default();
-    let (log, own) = (heard.clone(), Arc::<Mutex<Option<CircuitBreaker>>>::default());
-    let inner = own.clone();
-    let breaker = builder()
-        .on_transition(move |transition| {
-            let breaker = inner.lock().unwrap().clone().unwrap();
-            if transition.to == State::Open {
-                breaker.force_closed();
-                breaker.reset();
-            }
-            log.lock().unwrap().push(*transition);
-        })
-        .build()
-        .unwrap();
-    *own.lock().unwrap() = Some(breaker.clone());
+    let (breaker, heard) = at_hand(|breaker, transition, log| {
+        if transition.to == State::Open {
+            breaker.force_closed();
+            breaker.reset();
+        }
+        log.lock().unwrap().push(*transition);
+    });
     fail(&breaker, 2);
     use State::*;
     assert_eq!(moves(&heard), [(Closed, Open), (Open, ForcedClosed), (ForcedClosed, Closed)]);
@@ -413,23 +407,15 @@ fn a_listener_that_moves_the_breaker_twice_hears_of_both() {
 // It moves the breaker faster than it hears of it: what it has yet to hear of is kept up to a bound.
 #[test]
 fn a_listener_that_moves_the_breaker_without_end_hears_of_the_latest() {
-    let heard = Heard::default();
-    let (log, own) = (heard.clone(), Arc::<Mutex<Option<CircuitBreaker>>>::default());
-    let inner = own.clone();
-    let breaker = builder()
-        .on_transition(move |transition| {
-            log.lock().unwrap().push(*transition);
-            if log.lock().unwrap().len() == 1 {
-                let breaker = inner.lock().unwrap().clone().unwrap();
-                (0..2_000).for_each(|_| {
-                    breaker.force_closed();
-                    breaker.force_open();
-                });
-            }
-        })
-        .build()
-        .unwrap();
-    *own.lock().unwrap() = Some(breaker.clone());
+    let (breaker, heard) = at_hand(|breaker, transition, log| {
+        log.lock().unwrap().push(*transition);
+        if log.lock().unwrap().len() == 1 {
+            (0..2_000).for_each(|_| {
+                breaker.force_closed();
+                breaker.force_open();
+            });
+        }
+    });
     breaker.force_open();
     let moves = moves(&heard);
     assert_eq!(moves.len(), 1 + 1_024);

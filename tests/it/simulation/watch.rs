@@ -48,6 +48,8 @@ pub struct Attempt {
     /// From 1.
     pub number: u32,
     pub at: Instant,
+    /// When the one before it ended, if that one was seen.
+    pub after: Option<Instant>,
     pub ended: Option<Instant>,
     /// How often the circuit had moved, and where it stood.
     moves: usize,
@@ -71,12 +73,14 @@ impl Watch {
         let number = retry::current_attempt().unwrap_or(1);
         let mut seen = self.seen();
         let Some(call) = seen.current else { panic!("the service was called while nobody was polled") };
-        let attempt = Attempt { call, number, at: Instant::now(), ended: None, moves: seen.moves.len(), state };
         // An attempt that was refused, or cut off before the service was ready, is not seen here.
-        if let Some(last) = seen.of(call).last().filter(|last| number <= last.number) {
+        let last = seen.of(call).last().cloned();
+        if let Some(last) = last.as_ref().filter(|last| number <= last.number) {
             let wrong = format!("call {call}: attempt {number} after attempt {}", last.number);
             seen.wrong.push(wrong);
         }
+        let (after, moves) = (last.and_then(|last| last.ended), seen.moves.len());
+        let attempt = Attempt { call, number, at: Instant::now(), after, ended: None, moves, state };
         if matches!(state, Some(State::Open | State::ForcedOpen)) {
             seen.wrong.push(format!("call {call} was admitted by a circuit that is {state:?}"));
         }

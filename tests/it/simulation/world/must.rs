@@ -5,10 +5,7 @@ use std::time::Duration;
 use buttress::{CircuitBreaker, Error, Reason, Rejection, Rule, circuit_breaker::State, shutdown};
 use tokio::time::Instant;
 
-use super::{
-    super::watch::{Attempt, Seen},
-    Call, Outcome, Way, World,
-};
+use super::{super::watch::Seen, Call, Outcome, Way, World};
 use crate::support::{ms, secs};
 
 /// A timer may be as late as its wheel is coarse.
@@ -171,10 +168,8 @@ impl World {
         let seen = self.watch.seen();
         let retries = || seen.attempts.iter().filter(|attempt| attempt.number > 1);
         let Some(now) = retries().next_back().map(|retry| retry.at) else { return Ok(()) };
-        // It was paid for between the end of the attempt before, if that one was seen, and its beginning.
-        let before = |retry: &Attempt| seen.of(retry.call).filter(|it| it.number < retry.number).last()?.ended;
-        let paid = |retry: &&Attempt| before(retry).is_some_and(|ended| now.duration_since(ended) < secs(9));
-        let made = retries().filter(paid).count();
+        // Paid for between the end of the attempt before and their beginning.
+        let made = retries().filter(|it| it.after.is_some_and(|after| now.duration_since(after) < secs(9))).count();
         // The window slides in tenths; calls that nobody has timed yet may be counted late.
         let calls: Vec<_> = self.begun.iter().filter(|begun| **begun <= now).collect();
         let recent = calls.iter().filter(|begun| now.duration_since(***begun) < secs(9 + 11)).count();
