@@ -266,6 +266,26 @@ fn without_room_newcomers_share_one_handle_until_there_is_room_again() {
     assert_eq!(keyed.active().len(), 99);
 }
 
+// With one entry of many thousands to forget, a newcomer does not look for it to the end.
+#[test]
+fn a_newcomer_looks_at_a_bounded_number_of_entries() {
+    const KEYS: u64 = 4_000;
+    let keyed = Keyed::<u64, _>::each(one_at_once()).max_keys(KEYS as usize).build().unwrap();
+    let mut held: Vec<_> = (0..KEYS).map(|key| keyed.get(&key)).collect();
+    // Takes all the chances that there are, so that only those who hold entries keep them.
+    (KEYS..2 * KEYS).for_each(|key| drop(keyed.get(&key)));
+    assert_eq!(keyed.overflowed(), KEYS);
+    let mut found = 0;
+    for free in 0..40 {
+        drop(held.swap_remove(free));
+        let before = keyed.overflowed();
+        let newcomer = keyed.get(&(3 * KEYS + free as u64));
+        found += usize::from(keyed.overflowed() == before);
+        held.push(newcomer);
+    }
+    assert!(found < 40, "each of 40 was found at once, wherever it stood");
+}
+
 #[test]
 fn the_overflow_may_be_chosen_or_is_made_for_the_first_that_needs_it() {
     let made = Arc::new(AtomicUsize::new(0));
