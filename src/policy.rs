@@ -84,6 +84,21 @@ impl Policy {
         PolicyBuilder::new(name, Plain::default())
     }
 
+    /// [`plain`](Self::plain) with [`standard`](PolicyBuilder::standard) settings: nothing to tune.
+    ///
+    /// ```
+    /// use buttress::Policy;
+    /// use std::time::Duration;
+    /// # async fn fetch_user(id: u32) -> Result<String, std::io::Error> { Ok(format!("user {id}")) }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let users = Policy::standard("users").deadline(Duration::from_secs(1)).build()?;
+    /// assert_eq!(users.call(|| fetch_user(42)).await?, "user 42");
+    /// # Ok(()) }
+    /// ```
+    pub fn standard(name: &'static str) -> PolicyBuilder<Plain> {
+        Self::plain(name).standard()
+    }
+
     /// For services whose requests are `Clone` and safe to repeat.
     pub fn cloned(name: &'static str) -> PolicyBuilder<Cloned> {
         PolicyBuilder::new(name, Cloned::default())
@@ -476,6 +491,15 @@ impl<K> PolicyBuilder<K> {
             shutdown: None,
             kind,
         }
+    }
+
+    /// What is known to get services through the usual outages, whichever it is: an adaptive concurrency limit that holds calls back
+    /// while the service is down, with a queue that goes by deadlines; and retries that are bounded by a budget of one for each call.
+    ///
+    /// Set a [`deadline`](Self::deadline) with it, or have callers set one: those who have a deadline are let out in the right order, and
+    /// not at all if it would be in vain. What was set before is replaced, what is set after it replaces its part.
+    pub fn standard(self) -> Self {
+        self.retry(RetryBuilder::standard()).concurrency_limit(ConcurrencyLimitBuilder::standard())
     }
 
     /// How long the whole call may take, retries and waits included.

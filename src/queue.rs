@@ -46,19 +46,75 @@ impl<T> Queue<T> {
         index
     }
 
+    /// As [`push_back`](Self::push_back), but in front of those at the end that are to come `after` it.
+    pub(crate) fn push_before(&mut self, value: T, after: impl Fn(&T) -> bool) -> u32 {
+        let mut next = NONE;
+        while let Some(node) = self.nodes.get(self.before(next) as usize) {
+            if !node.value.as_ref().is_some_and(&after) {
+                break;
+            }
+            next = self.before(next);
+        }
+        let index = self.push_back(value);
+        if next != NONE {
+            self.unlink(index);
+            let prev = self.nodes[next as usize].prev;
+            let node = &mut self.nodes[index as usize];
+            (node.prev, node.next, node.linked) = (prev, next, true);
+            self.nodes[next as usize].prev = index;
+            match prev {
+                NONE => self.head = index,
+                prev => self.nodes[prev as usize].next = index,
+            }
+        }
+        index
+    }
+
+    /// Who stands before `next`, which is the end if it is `NONE`.
+    fn before(&self, next: u32) -> u32 {
+        self.nodes.get(next as usize).map_or(self.tail, |node| node.prev)
+    }
+
+    /// The first in the line.
+    pub(crate) fn front(&self) -> Option<(u32, &T)> {
+        let node = self.nodes.get(self.head as usize)?;
+        Some((self.head, node.value.as_ref()?))
+    }
+
     /// Takes the first out of the line, and its membership with it.
     pub(crate) fn take_front(&mut self) -> Option<T> {
         self.remove(self.head).1
     }
 
     /// Takes the first out of the line; it stays a member.
-    pub(crate) fn unlink_front(&mut self) -> Option<&mut T> {
-        let index = self.head;
+    pub(crate) fn unlink_front(&mut self) -> Option<(u32, &mut T)> {
+        self.unlink_one(self.head)
+    }
+
+    /// Takes the last out of the line; it stays a member.
+    pub(crate) fn unlink_back(&mut self) -> Option<(u32, &mut T)> {
+        self.unlink_one(self.tail)
+    }
+
+    /// Takes that out of the line of which `key` is the least, and among equals the last; it stays a member.
+    pub(crate) fn unlink_least<K: Ord>(&mut self, key: impl Fn(&T) -> K) -> Option<(u32, &mut T)> {
+        let (mut index, mut least) = (self.tail, None);
+        while let Some(node) = self.nodes.get(index as usize) {
+            let found = node.value.as_ref().map(&key);
+            if least.as_ref().is_none_or(|(_, known)| found < *known) {
+                least = Some((index, found));
+            }
+            index = node.prev;
+        }
+        self.unlink_one(least?.0)
+    }
+
+    fn unlink_one(&mut self, index: u32) -> Option<(u32, &mut T)> {
         if index == NONE {
             return None;
         }
         self.unlink(index);
-        self.nodes[index as usize].value.as_mut()
+        Some((index, self.nodes[index as usize].value.as_mut()?))
     }
 
     pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
@@ -116,7 +172,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
         /// Against a `VecDeque` that does it the slow way.
         #[test]
-        fn behaves_like_a_line_of_people(steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>()), 0..200)) {
+        fn behaves_like_a_line_of_people(steps in prop::collection::vec((0u8..8, any::<prop::sample::Index>()), 0..200)) {
             let mut queue = Queue::new();
             let (mut line, mut members, mut most) = (VecDeque::new(), Vec::new(), 0);
             for (number, (step, which)) in steps.into_iter().enumerate() {
@@ -127,7 +183,23 @@ mod tests {
                         members.push((index, number));
                         most = most.max(members.len());
                     }
-                    1 => prop_assert_eq!(queue.unlink_front().copied(), line.pop_front()),
+                    4 => {
+                        // Sorted by the last digit, as far as what is at the end is.
+                        let after = |other: &usize| other % 10 > number % 10;
+                        let index = queue.push_before(number, after);
+                        let place = line.iter().rposition(|other| !after(other)).map_or(0, |before| before + 1);
+                        line.insert(place, number);
+                        members.push((index, number));
+                        most = most.max(members.len());
+                    }
+                    5 => prop_assert_eq!(queue.unlink_back().map(|(_, number)| *number), line.pop_back()),
+                    7 => {
+                        let least = line.iter().rev().min_by_key(|number| **number % 10).copied();
+                        prop_assert_eq!(queue.unlink_least(|number| number % 10).map(|(_, number)| *number), least);
+                        line.retain(|number| Some(*number) != least);
+                    }
+                    6 => prop_assert_eq!(queue.front().map(|(_, number)| *number), line.front().copied()),
+                    1 => prop_assert_eq!(queue.unlink_front().map(|(_, number)| *number), line.pop_front()),
                     2 => {
                         let first = line.pop_front();
                         prop_assert_eq!(queue.take_front(), first);
@@ -150,7 +222,7 @@ mod tests {
                 prop_assert_eq!(queue.get_mut(index).copied(), Some(number));
             }
             while let Some(next) = line.pop_front() {
-                prop_assert_eq!(queue.unlink_front().copied(), Some(next));
+                prop_assert_eq!(queue.unlink_front().map(|(_, number)| *number), Some(next));
             }
             prop_assert_eq!(queue.nodes.len(), most, "it grows only when nothing is free");
         }

@@ -72,6 +72,8 @@ pub enum Rule {
     QueueFull,
     /// The call waited in the queue for as long as it may.
     MaxWait,
+    /// The call has less time left than an answer takes: it is refused before it is asked in vain.
+    TooLate,
     /// The attempt timeout.
     AttemptTimeout,
     /// The body of the response was silent for too long.
@@ -98,14 +100,14 @@ impl Rule {
             | Rule::ProbeLease
             | Rule::ProbesOut
             | Rule::Forced => Reason::CircuitOpen,
-            Rule::LimitReached | Rule::QueueFull | Rule::MaxWait => Reason::Overloaded,
+            Rule::LimitReached | Rule::QueueFull | Rule::MaxWait | Rule::TooLate => Reason::Overloaded,
             Rule::AttemptTimeout | Rule::BodyIdle | Rule::BodyTimeout => Reason::Timeout,
             Rule::Deadline => Reason::DeadlineExceeded,
             Rule::Draining | Rule::Stopping => Reason::ShuttingDown,
         }
     }
 
-    pub(crate) const ALL: [Rule; 16] = [
+    pub(crate) const ALL: [Rule; 17] = [
         Rule::FailureRate,
         Rule::SlowCallRate,
         Rule::ConsecutiveFailures,
@@ -116,6 +118,7 @@ impl Rule {
         Rule::LimitReached,
         Rule::QueueFull,
         Rule::MaxWait,
+        Rule::TooLate,
         Rule::AttemptTimeout,
         Rule::BodyIdle,
         Rule::BodyTimeout,
@@ -138,6 +141,7 @@ impl Rule {
             Rule::LimitReached => "limit_reached",
             Rule::QueueFull => "queue_full",
             Rule::MaxWait => "max_wait",
+            Rule::TooLate => "too_late",
             Rule::AttemptTimeout => "attempt_timeout",
             Rule::BodyIdle => "body_idle",
             Rule::BodyTimeout => "body_timeout",
@@ -350,6 +354,7 @@ impl fmt::Display for Rejection {
             Rule::LimitReached => write!(f, "{measured} in flight, {threshold} allowed")?,
             Rule::QueueFull => write!(f, "{measured} waiting, {threshold} allowed")?,
             Rule::MaxWait => write!(f, "waited {measured:.3} s, {threshold:.3} s is the most")?,
+            Rule::TooLate => write!(f, "{measured:.3} s left, {threshold:.3} s needed")?,
             Rule::AttemptTimeout => write!(f, "{measured:.3} s, {threshold:.3} s allowed")?,
             Rule::BodyIdle => write!(f, "its body was silent for {threshold:.3} s")?,
             Rule::BodyTimeout => write!(f, "its body took more than {threshold:.3} s")?,

@@ -2,14 +2,14 @@
 
 use std::{
     cell::Cell,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Waker},
     time::Duration,
 };
 
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Breaker, Holds, Parts, Turn, slot::Wait};
+use super::{Asks, Breaker, Ended, Holds, Parts, Queued, Took, Turn, slot::Wait};
 use crate::{
     Reason, Rejection, Rule, Verdict,
     clock::{after, nanos, now},
@@ -154,7 +154,12 @@ impl Claims {
     pub(super) fn admit<P: Parts>(&mut self, parts: &P) -> Result<Entry, Rejection> {
         self.ask_breaker(parts)?;
         let Some(limit) = parts.limit() else { return Ok(Entry::Admitted) };
-        match limit.enqueue() {
+        let mut asks = Asks { attempts: self.attempt().saturating_sub(1), deadline: None };
+        if limit.is_timed() {
+            // As it would be if it began now; it begins with the wait.
+            asks.deadline = self.bound::<P>().start(now());
+        }
+        match limit.enqueue(asks) {
             Ok(Turn::Now) => {
                 self.place = Place::HELD;
                 Ok(Entry::Admitted)
@@ -191,15 +196,21 @@ impl Claims {
         Ok(())
     }
 
-    /// Pending while the call waits for a permit.
-    pub(super) fn poll_queue<P: Parts>(&mut self, parts: &P, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+    /// Pending while the call waits for a permit; and when to look again, if it is to.
+    pub(super) fn poll_queue<P: Parts>(
+        &mut self,
+        parts: &P,
+        cx: &mut Context<'_>,
+    ) -> Result<Result<(), Rejection>, Option<Instant>> {
         if let Some(limit) = parts.limit() {
-            match ready!(limit.poll_queued(self.place.0, cx)) {
-                Ok(()) => self.place = Place::HELD,
-                Err(rejection) => {
+            let deadline = if limit.is_timed() { self.deadline::<P>(now()) } else { None };
+            match limit.poll_queued(self.place.0, deadline, cx) {
+                Queued::Granted => self.place = Place::HELD,
+                Queued::Waits(again) => return Err(again),
+                Queued::Refused(rejection) => {
                     self.place = Place::NONE;
                     rejection.log();
-                    return Poll::Ready(Err(rejection));
+                    return Ok(Err(rejection));
                 }
             }
         }
@@ -208,7 +219,30 @@ impl Claims {
         if may_go_on.is_err() {
             self.settle_neutral(parts);
         }
-        Poll::Ready(may_go_on)
+        Ok(may_go_on)
+    }
+
+    /// How long to wait in the queue: for ever if `None`.
+    pub(super) fn waits_until<P: Parts>(&mut self, parts: &P, again: Option<Instant>) -> Option<Wait> {
+        let armed = self.arm_queue(parts);
+        if !parts.limit().is_some_and(|limit| limit.is_timed()) {
+            return armed;
+        }
+        let until = self.queue_ends(parts).into_iter().chain(again).min()?;
+        Some(Wait { now: now(), until })
+    }
+
+    /// When the wait in the queue is over, if ever; known since it was armed.
+    fn queue_ends<P: Parts>(&mut self, parts: &P) -> Option<Instant> {
+        let started = self.started?;
+        let own = parts.limit().and_then(|limit| limit.max_wait()).map(|wait| after(started, wait));
+        let deadline = self.deadline::<P>(started);
+        own.into_iter().chain(deadline).min()
+    }
+
+    /// Whether the wait in the queue is over, and not just to be looked after.
+    pub(super) fn waited_enough<P: Parts>(&mut self, parts: &P) -> bool {
+        !parts.limit().is_some_and(|limit| limit.is_timed()) || self.queue_ends(parts).is_some_and(|end| end <= now())
     }
 
     /// In a backoff: `waker` while it lasts, `None` once it is over. An error if nothing is tried again any more.
@@ -325,7 +359,10 @@ impl Claims {
     /// parts are scoped.
     #[inline(always)]
     pub(super) fn is_timed<P: Parts>(&self, parts: &P) -> bool {
-        parts.timeout().is_some() || parts.breaker().is_some() || P::SCOPED && !self.ambient.deadline.is_none()
+        parts.timeout().is_some()
+            || parts.breaker().is_some()
+            || P::SCOPED && !self.ambient.deadline.is_none()
+            || parts.limit().is_some_and(|limit| limit.is_adaptive())
     }
 
     /// On the first pending poll of an attempt: the moment to cut it off at, if there is one. A layer that has no
@@ -336,7 +373,11 @@ impl Claims {
             return None;
         }
         let time = parts.timeout();
-        self.arm_for(parts, time, P::SCOPED || time.is_some(), Limit::Attempt)
+        let wait = self.arm_for(parts, time, P::SCOPED || time.is_some(), Limit::Attempt);
+        if let (Some(limit), Some(started)) = (parts.limit(), self.started) {
+            limit.pending(started);
+        }
+        wait
     }
 
     /// On the first pending poll in the queue. No wait outlasts the deadline.
@@ -352,7 +393,11 @@ impl Claims {
     fn arm_for<P: Parts>(&mut self, parts: &P, time: Option<Duration>, bounded: bool, limit: Limit) -> Option<Wait> {
         self.armed = true;
         let bounded = bounded && !self.bound::<P>().is_none();
-        if time.is_none() && !bounded && parts.breaker().is_none() {
+        if time.is_none()
+            && !bounded
+            && parts.breaker().is_none()
+            && parts.limit().is_none_or(|limit| !limit.is_timed())
+        {
             return None;
         }
         let now = now();
@@ -404,18 +449,26 @@ impl Claims {
     /// The attempt ended, and this is what it says.
     #[inline(always)]
     pub(super) fn settle<P: Parts>(&mut self, parts: &P, verdict: Verdict) {
-        self.release(parts);
+        self.release(parts, Ended::of(verdict));
         self.tell(parts, verdict);
     }
 
     /// The attempt succeeded.
     #[inline(always)]
     pub(super) fn settle_success<P: Parts>(&mut self, parts: &P) {
-        self.release(parts);
+        self.release(parts, Ended::Answered);
         if let Some(breaker) = parts.breaker().filter(|_| std::mem::take(&mut self.owing)) {
             if self.started.is_some() || !breaker.succeed(self.ticket) {
                 settle_with(breaker, self.ticket, self.started, Verdict::Success);
             }
+        }
+    }
+
+    /// The attempt was answered, and lasts on.
+    #[inline(always)]
+    pub(super) fn answered<P: Parts>(&mut self, parts: &P, verdict: Verdict) {
+        if let Some(limit) = parts.limit().filter(|limit| limit.is_adaptive()) {
+            limit.report(Ended::of(verdict), self.took::<P>());
         }
     }
 
@@ -431,14 +484,22 @@ impl Claims {
     pub(super) fn settle_cut_off<P: Parts>(&mut self, parts: &P) {
         let breaker = parts.breaker().filter(|_| self.owing);
         let verdict = cut_off_verdict(breaker, self.started);
-        self.settle(parts, verdict);
+        self.release(parts, Ended::GivenUp);
+        self.tell(parts, verdict);
+    }
+
+    /// It took longer than it may.
+    #[cold]
+    fn settle_timeout<P: Parts>(&mut self, parts: &P) {
+        self.release(parts, Ended::GivenUp);
+        self.tell(parts, Verdict::TRANSIENT);
     }
 
     /// A layer below refused the attempt. Only our own time-out says something about the service.
     #[cold]
     pub(super) fn settle_rejected<P: Parts>(&mut self, parts: &P, reason: Reason) {
         match reason {
-            Reason::Timeout => self.settle(parts, Verdict::TRANSIENT),
+            Reason::Timeout => self.settle_timeout(parts),
             Reason::DeadlineExceeded => self.settle_cut_off(parts),
             Reason::CircuitOpen | Reason::Overloaded | Reason::ShuttingDown => self.settle_neutral(parts),
         }
@@ -462,14 +523,21 @@ impl Claims {
     }
 
     #[inline(always)]
-    pub(super) fn release<P: Parts>(&mut self, parts: &P) {
+    pub(super) fn release<P: Parts>(&mut self, parts: &P, ended: Ended) {
         if let Some(limit) = parts.limit() {
             match std::mem::replace(&mut self.place, Place::NONE) {
+                Place::HELD if limit.is_adaptive() => limit.release_after(ended, self.took::<P>()),
                 Place::HELD => limit.release(),
                 Place::NONE => {}
                 Place(ticket) => limit.leave_queue(ticket),
             }
         }
+    }
+
+    /// How long the attempt took, for an adaptive limit.
+    #[inline(never)]
+    fn took<P: Parts>(&self) -> Took {
+        Took { started: self.started, deadline: self.bound::<P>().instant() }
     }
 
     /// The timer fired: gives everything back and says why. The inner future is dropped already.
@@ -482,7 +550,7 @@ impl Claims {
         let rejection = match self.limit {
             Limit::Attempt => {
                 let allowed = seconds(parts.timeout());
-                self.settle(parts, Verdict::TRANSIENT);
+                self.settle_timeout(parts);
                 Rejection::new(name, Rule::AttemptTimeout, elapsed, allowed)
             }
             Limit::Deadline => {

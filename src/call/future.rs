@@ -204,14 +204,18 @@ where
                     }
                 }
                 StateProj::Queued => match claims.poll_queue(parts, cx) {
-                    Poll::Ready(Ok(())) => {
+                    Ok(Ok(())) => {
                         this.slot.set(Slot::Empty);
                         this.state.set(State::Readying);
                     }
-                    Poll::Ready(Err(rejection)) => refuse(this.state, this.slot, rejection),
-                    Poll::Pending => {
-                        ready!(this.slot.as_mut().poll_armed(claims.arm_queue(parts), cx));
-                        refuse(this.state, this.slot, claims.cut_off(parts));
+                    Ok(Err(rejection)) => refuse(this.state, this.slot, rejection),
+                    Err(again) => {
+                        ready!(this.slot.as_mut().poll_armed(claims.waits_until(parts, again), cx));
+                        if claims.waited_enough(parts) {
+                            refuse(this.state, this.slot, claims.cut_off(parts));
+                        } else {
+                            this.slot.set(Slot::Empty);
+                        }
                     }
                 },
                 StateProj::Readying => {
@@ -316,7 +320,7 @@ where
     E: Reject<T>,
     P::Classify: Classify<T, E::Cause>,
 {
-    if parts.breaker().is_none() && parts.retry().is_none() {
+    if parts.breaker().is_none() && parts.retry().is_none() && parts.limit().is_none_or(|limit| !limit.is_adaptive()) {
         if !lasts {
             claims.settle_neutral(parts);
         }
@@ -326,7 +330,9 @@ where
     match claims.look(|| E::inspect(outcome)) {
         Outcome::Ok(res) => match claims.look(|| parts.classify().classify(Ok(res))) {
             Verdict::Success => {
-                if !lasts {
+                if lasts {
+                    claims.answered(parts, Verdict::Success);
+                } else {
                     claims.settle_success(parts);
                 }
                 Said { verdict: Verdict::Success, again: None }
@@ -358,8 +364,11 @@ fn weigh<P: Parts>(claims: &mut Claims, parts: &P, verdict: Verdict, throttled: 
     };
     if !lasts {
         claims.settle(parts, verdict);
-    } else if !matches!(verdict, Verdict::Success | Verdict::Permanent | Verdict::Ignored) {
-        claims.tell(parts, verdict);
+    } else {
+        claims.answered(parts, verdict);
+        if !matches!(verdict, Verdict::Success | Verdict::Permanent | Verdict::Ignored) {
+            claims.tell(parts, verdict);
+        }
     }
     Said { verdict, again }
 }

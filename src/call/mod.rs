@@ -38,7 +38,7 @@ pub use rest::{BodyLimit, Rest};
 
 use crate::{
     circuit_breaker::Shared as Breaker,
-    concurrency_limit::{Shared as Limit, Turn},
+    concurrency_limit::{Asks, Ended, Queued, Shared as Limit, Took, Turn},
     retry::Retry,
     spread::Spread,
 };

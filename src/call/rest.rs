@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    BodyTimes, Breaker, Ending, Holds, Parts,
+    BodyTimes, Breaker, Ended, Ending, Holds, Parts,
     core::{Claims, Core, cut_off_verdict, out_of_time},
 };
 use crate::{Rejection, Rule, Verdict, clock};
@@ -107,7 +107,7 @@ impl<H: Holds> Rest<H> {
     /// Gives the permit back.
     pub(crate) fn release(&mut self) {
         let (claims, held) = self.core.split();
-        claims.release(held.parts());
+        claims.release(held.parts(), Ended::Unknown);
     }
 
     /// The body came to its end, which may know `better` than the headers.

@@ -2,11 +2,25 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{ConcurrencyLimit, Shared};
+use super::{ConcurrencyLimit, Discipline, Headroom, Limit, Shared, limits::Fresh, line::Line, regulator::Regulator};
 use crate::{ConfigError, config::Checks, shutdown};
 
 /// The most that may be in flight or wait: what a half of the shared word can count to, with room to spare.
 pub(super) const MOST: usize = 1 << 30;
+
+/// How far an adaptive limit goes if nobody says.
+const ADAPTIVE: usize = 1_000;
+const LEAST: f64 = 0.02;
+
+/// How to find the limit.
+#[derive(Debug)]
+struct Strategy(Box<dyn Fresh + Sync>);
+
+impl Clone for Strategy {
+    fn clone(&self) -> Self {
+        Self(self.0.clone_box())
+    }
+}
 
 /// Builds a [`ConcurrencyLimit`], alone or as a part of a [`Policy`](crate::Policy).
 ///
@@ -33,12 +47,25 @@ pub(super) const MOST: usize = 1 << 30;
 pub struct ConcurrencyLimitBuilder {
     name: Option<&'static str>,
     max_in_flight: Option<usize>,
+    min_in_flight: Option<f64>,
+    adaptive: Option<Strategy>,
+    holds_back: bool,
+    discipline: Discipline,
     max_queue: Option<usize>,
     max_wait: Option<Duration>,
     shutdown: Option<shutdown::Handle>,
 }
 
 impl ConcurrencyLimitBuilder {
+    /// Finds itself, holds back, and lets out those who can still be answered.
+    pub(crate) fn standard() -> Self {
+        Self::default()
+            .adaptive(Headroom::default())
+            .hold_back(true)
+            .discipline(Discipline::Deadline)
+            .max_wait(Duration::from_secs(10))
+    }
+
     /// The name that rejections and logs carry. Default: the policy's, or `concurrency_limit`.
     pub fn name(mut self, name: &'static str) -> Self {
         self.name = Some(name);
@@ -48,6 +75,38 @@ impl ConcurrencyLimitBuilder {
     /// How many calls may be in flight.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
         self.max_in_flight = Some(calls);
+        self
+    }
+
+    /// A limit that finds itself, by how long calls take and how they end; [`max_in_flight`](Self::max_in_flight) bounds it then, and is
+    /// 1,000 if it is not set. Begin with [`Headroom`](super::Headroom).
+    ///
+    /// It learns of calls that pass through a layer, or through `call`; of a [`Permit`](super::Permit) nobody tells it how things
+    /// went.
+    pub fn adaptive(mut self, limit: impl Limit + Clone + Sync) -> Self {
+        self.adaptive = Some(Strategy(limit.clone_box()));
+        self
+    }
+
+    /// How far an [adaptive](Self::adaptive) limit may fall. Below one, one call is in flight for so large a part of the time. Default
+    /// 0.02: fifty processes that find a service which can do but one thing at a time share it.
+    pub fn min_in_flight(mut self, calls: f64) -> Self {
+        self.min_in_flight = Some(calls);
+        self
+    }
+
+    /// Whether an [adaptive](Self::adaptive) limit holds calls back, in its queue, while the service is silent or fails every call, and
+    /// lets one out now and then to see. Those in the queue are let out once one is answered, as fast as the limit allows. Default: no.
+    ///
+    /// It does what a circuit breaker does, by degrees, and for those who can wait until their deadline.
+    pub fn hold_back(mut self, holds_back: bool) -> Self {
+        self.holds_back = holds_back;
+        self
+    }
+
+    /// In which order those that wait are let out. Default: first in, first out.
+    pub fn discipline(mut self, discipline: Discipline) -> Self {
+        self.discipline = discipline;
         self
     }
 
@@ -84,10 +143,22 @@ impl ConcurrencyLimitBuilder {
     pub(crate) fn check(&self, checks: &mut Checks) {
         checks.enter("concurrency_limit");
         checks.name(self.name);
+        let needless = self.adaptive.is_some();
         match self.max_in_flight {
+            None if needless => {}
             Some(calls) => checks.count("max_in_flight", calls, MOST, "must be between 1 and 2^30"),
             None => checks.require(false, "max_in_flight", format_args!("not set"), "must be set: it has no default"),
         }
+        if let Some(calls) = self.min_in_flight {
+            checks.require(
+                calls > 0.0 && calls <= MOST as f64,
+                "min_in_flight",
+                calls,
+                "must be above 0 and at most 2^30",
+            );
+            checks.require(needless, "min_in_flight", calls, "must not be set unless the limit is adaptive");
+        }
+        checks.require(needless || !self.holds_back, "hold_back", true, "must not be set unless the limit is adaptive");
         if let Some(queue) = self.max_queue {
             checks.require(queue <= MOST, "max_queue", queue, "must be at most 2^30");
         }
@@ -98,10 +169,16 @@ impl ConcurrencyLimitBuilder {
 
     /// After the checks.
     pub(crate) fn assemble(self, name: &'static str) -> ConcurrencyLimit {
-        let max_in_flight = self.max_in_flight.unwrap_or(1);
+        let adaptive = self.adaptive.is_some();
+        let max_in_flight = self.max_in_flight.unwrap_or(if adaptive { ADAPTIVE } else { 1 });
         let max_queue = self.max_queue.unwrap_or(max_in_flight);
         let name = self.name.unwrap_or(name);
-        let shared = Arc::new(Shared::new(name, max_in_flight, max_queue, self.max_wait, self.shutdown));
+        let regulator = self.adaptive.map(|strategy| {
+            let max = max_in_flight as f64;
+            Regulator::new(strategy.0.fresh(), self.min_in_flight.unwrap_or(LEAST).min(max), max, self.holds_back)
+        });
+        let line = Line::new(self.discipline, regulator);
+        let shared = Arc::new(Shared::new(name, max_in_flight, max_queue, self.max_wait, line, self.shutdown));
         shared.enlist();
         ConcurrencyLimit { shared }
     }

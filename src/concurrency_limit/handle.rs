@@ -5,11 +5,12 @@ use std::{
     future::{Future, poll_fn},
     ops::Deref,
     sync::Arc,
+    task::Poll,
 };
 
 use tokio::time::timeout_at;
 
-use super::{ConcurrencyLimitBuilder, Shared, Turn};
+use super::{Asks, ConcurrencyLimitBuilder, Queued, Shared, Turn};
 use crate::{
     ByResult, Deadline, Error, Reject, Rejection, Rule,
     call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
@@ -84,30 +85,38 @@ impl ConcurrencyLimit {
     /// # Panics
     /// If it must wait with an end in sight outside of a tokio runtime with its timers enabled.
     pub async fn acquire(&self) -> Result<Permit, Rejection> {
-        if self.shared.try_acquire() {
+        if self.shared.try_now() {
             return Ok(self.permit());
         }
-        let Turn::Later(ticket) = self.shared.enqueue().inspect_err(Rejection::log)? else { return Ok(self.permit()) };
+        let deadline = Deadline::current().map(Deadline::instant);
+        let asks = Asks { deadline, attempts: 0 };
+        let Turn::Later(ticket) = self.shared.enqueue(asks).inspect_err(Rejection::log)? else {
+            return Ok(self.permit());
+        };
         let ticket = ticket as u32;
         let mut place = Place { shared: &self.shared, ticket: Some(ticket) };
-        let granted = poll_fn(|cx| self.shared.poll_queued(ticket, cx));
         let began = now();
         let longest = self.shared.max_wait().map(|wait| after(began, wait));
-        let deadline = Deadline::current().map(Deadline::instant);
-        let granted = match deadline.into_iter().chain(longest).min() {
-            None => granted.await,
-            Some(end) => match timeout_at(end, granted).await {
-                Ok(granted) => granted,
-                Err(_) => {
-                    let rejection = self.gave_up(longest != Some(end), (now() - began).as_secs_f32());
-                    rejection.log();
-                    return Err(rejection);
-                }
-            },
+        let end = deadline.into_iter().chain(longest).min();
+        let granted = loop {
+            let again = match poll_fn(|cx| Poll::Ready(self.shared.poll_queued(ticket, deadline, cx))).await {
+                Queued::Granted => break Ok(()),
+                Queued::Refused(rejection) => break Err(rejection),
+                Queued::Waits(again) => again,
+            };
+            let Some(at) = end.into_iter().chain(again).min() else {
+                woken().await;
+                continue;
+            };
+            if timeout_at(at, woken()).await.is_err() && end.is_some_and(|end| end <= now()) {
+                let rejection = self.gave_up(longest != end, (now() - began).as_secs_f32());
+                rejection.log();
+                return Err(rejection);
+            }
         };
         // The place is given up, granted or not.
         place.ticket = None;
-        granted.map(|()| self.permit())
+        granted.inspect_err(Rejection::log).map(|()| self.permit())
     }
 
     fn gave_up(&self, by_deadline: bool, waited: f32) -> Rejection {
@@ -125,7 +134,7 @@ impl ConcurrencyLimit {
     /// # Errors
     /// The rejection.
     pub fn try_acquire(&self) -> Result<Permit, Rejection> {
-        if self.shared.try_acquire() {
+        if self.shared.try_now() {
             return Ok(self.permit());
         }
         Err(self.shared.limit_reached()).inspect_err(Rejection::log)
@@ -164,6 +173,12 @@ impl fmt::Debug for ConcurrencyLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
     }
+}
+
+/// Pending until the task is woken.
+async fn woken() {
+    let mut polled = false;
+    poll_fn(|_| if std::mem::replace(&mut polled, true) { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
 /// A place in the queue, given up on drop.

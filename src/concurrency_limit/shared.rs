@@ -1,22 +1,30 @@
 //! When is a call admitted? One word that says how many are in flight and how many wait, and a queue behind a lock
 //! that only those who wait, or wake them, come near.
+//!
+//! An adaptive limit changes what the word is compared with; it is asked, under the lock, by whoever finds no room.
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::{Arc, PoisonError, TryLockError},
+    task::{Context, Waker},
     time::Duration,
 };
 
-use super::config::MOST;
+use tokio::time::Instant;
+
+use super::{
+    config::MOST,
+    line::{Found, Line},
+    regulator::{Call, Ended, Question},
+};
 use crate::{
     Rejection, Rule,
-    queue::Queue,
+    clock::{now, since},
     shutdown,
     spread::Padded,
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicU32, AtomicU64, Ordering::*},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*},
     },
 };
 
@@ -28,12 +36,53 @@ pub struct Shared {
     /// A permit is taken with Acquire and given back with Release, so that what one holder wrote the next one sees,
     /// as with a lock.
     word: Padded<AtomicU64>,
+    /// For those who ask no further: zero while an adaptive limit wants to be asked.
     max_in_flight: AtomicU32,
     max_queue: u32,
+    /// Whether it learns from how calls end.
+    adaptive: bool,
     max_wait: Option<Duration>,
     name: &'static str,
-    queue: Mutex<Queue<Waiter>>,
+    line: Mutex<Line>,
+    timed: Option<Timed>,
     shutdown: Option<shutdown::Handle>,
+}
+
+/// What is there if time matters: to the order of the queue, or to an adaptive limit, whose is all but the first.
+struct Timed {
+    base: Instant,
+    /// When the first call was found pending since the last answer. Zero: none was.
+    unanswered_since: AtomicU64,
+    /// No answer for so long is silence.
+    silent_after: AtomicU64,
+    /// Whether every call is to be told of.
+    guarded: AtomicBool,
+    /// The limit, to be looked at.
+    limit: AtomicU32,
+}
+
+/// What whoever asks for a permit brings along.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Asks {
+    pub(crate) deadline: Option<Instant>,
+    /// How often it was sent before.
+    pub(crate) attempts: u32,
+}
+
+/// How long a call took that ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Took {
+    /// When it was first found pending, if it was.
+    pub(crate) started: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// What whoever waits finds.
+pub(crate) enum Queued {
+    Granted,
+    Refused(Rejection),
+    /// It waits on. It is to come back then, or when it is woken.
+    Waits(Option<Instant>),
 }
 
 /// Who is not refused. Of whole words, as a [`Rejection`] is: a result of either is not taken to pieces.
@@ -43,13 +92,6 @@ pub(crate) enum Turn {
     Now,
     /// In the queue, under this number.
     Later(u64),
-}
-
-enum Waiter {
-    /// With the waker of its latest poll, if it was polled.
-    Waiting(Option<Waker>),
-    /// It holds a permit and does not know yet.
-    Granted,
 }
 
 const WAITING: u64 = 1 << 32;
@@ -68,17 +110,30 @@ impl Shared {
         max_in_flight: usize,
         max_queue: usize,
         max_wait: Option<Duration>,
+        line: Line,
         shutdown: Option<shutdown::Handle>,
     ) -> Self {
-        Self {
+        let timed = line.is_timed().then(|| Timed {
+            base: now(),
+            unanswered_since: AtomicU64::new(0),
+            silent_after: AtomicU64::new(u64::MAX),
+            guarded: AtomicBool::new(false),
+            limit: AtomicU32::new(0),
+        });
+        let shared = Self {
             word: Padded::default(),
             max_in_flight: AtomicU32::new(max_in_flight.min(MOST) as u32),
             max_queue: max_queue.min(MOST) as u32,
+            adaptive: line.regulator.is_some(),
             max_wait,
             name,
-            queue: Mutex::new(Queue::new()),
+            line: Mutex::new(Line::default()),
+            timed,
             shutdown,
-        }
+        };
+        shared.publish(&line);
+        *shared.lock() = line;
+        shared
     }
 
     /// Has the queue woken when draining begins.
@@ -100,7 +155,24 @@ impl Shared {
 
     #[inline]
     pub(super) fn max_in_flight(&self) -> usize {
-        self.max_in_flight.load(Relaxed) as usize
+        let limit = self.adaptive().map_or(&self.max_in_flight, |timed| &timed.limit);
+        limit.load(Relaxed) as usize
+    }
+
+    #[inline]
+    fn adaptive(&self) -> Option<&Timed> {
+        self.timed.as_ref().filter(|_| self.adaptive)
+    }
+
+    #[inline]
+    pub(crate) fn is_adaptive(&self) -> bool {
+        self.adaptive
+    }
+
+    /// Whether the deadline of whoever asks matters.
+    #[inline]
+    pub(crate) fn is_timed(&self) -> bool {
+        self.timed.is_some()
     }
 
     #[inline]
@@ -133,11 +205,12 @@ impl Shared {
 
     /// Takes a permit or a place in the queue, or tells why not.
     #[inline(always)]
-    pub(crate) fn enqueue(&self) -> Result<Turn, Rejection> {
+    pub(crate) fn enqueue(&self, asks: Asks) -> Result<Turn, Rejection> {
         let draining = self.is_draining();
+        let waiting = waiting(self.word.0.load(Relaxed));
         // Refusing takes no lock.
-        if !draining && waiting(self.word.0.load(Relaxed)) < self.max_queue {
-            if let Some(turn) = self.wait_in_line() {
+        if !draining && (waiting < self.max_queue || waiting == 0 && self.is_adaptive()) {
+            if let Some(turn) = self.wait_in_line(asks, self.max_queue) {
                 return Ok(turn);
             }
         } else if self.try_acquire() {
@@ -146,25 +219,138 @@ impl Shared {
         Err(if draining { Rejection::draining(self.name) } else { self.refusal() })
     }
 
+    /// Takes a permit if there is one, whomever an adaptive limit has to be asked by.
+    pub(super) fn try_now(&self) -> bool {
+        let asks = Asks { attempts: 1, deadline: None };
+        self.try_acquire() || self.is_adaptive() && self.wait_in_line(asks, 0).is_some()
+    }
+
     /// `None`: the queue is full by now.
     #[cold]
     #[inline(never)]
-    fn wait_in_line(&self) -> Option<Turn> {
-        let mut queue = self.lock();
+    fn wait_in_line(&self, asks: Asks, max_queue: u32) -> Option<Turn> {
+        let now = self.nanos();
+        let mut line = self.lock();
+        if asks.attempts == 0 {
+            line.came();
+        }
+        let max = line.room(now, self.max_in_flight.load(Relaxed));
         let mut word = self.word.0.load(Relaxed);
         loop {
-            let room = waiting(word) == 0 && in_flight(word) < self.max_in_flight.load(Relaxed);
+            let room = waiting(word) == 0 && in_flight(word) < max;
             let next = match room {
                 true => word + 1,
-                false if waiting(word) < self.max_queue => word + WAITING,
+                false if waiting(word) < max_queue => word + WAITING,
                 false => return None,
             };
             match self.word.0.compare_exchange_weak(word, next, Acquire, Relaxed) {
-                Ok(_) if room => return Some(Turn::Now),
+                Ok(_) if room => {
+                    line.goes(now);
+                    self.publish(&line);
+                    return Some(Turn::Now);
+                }
                 // Whoever gives a permit back from now on sees that somebody waits, and takes the lock that we hold.
-                Ok(_) => return Some(Turn::Later(queue.push_back(Waiter::Waiting(None)).into())),
+                Ok(_) => {
+                    let number = line.join(now, asks.deadline.map(|deadline| self.nanos_of(deadline)), asks.attempts);
+                    drop(line);
+                    if self.timed.is_some() {
+                        // It may be the one that is let out next, or one that has too little time left.
+                        self.grant();
+                    }
+                    return Some(Turn::Later(number.into()));
+                }
                 Err(seen) => word = seen,
             }
+        }
+    }
+
+    /// The time, if it matters.
+    #[inline]
+    fn nanos(&self) -> u64 {
+        self.timed.as_ref().map_or(0, |timed| timed.nanos(now()))
+    }
+
+    #[inline]
+    fn nanos_of(&self, instant: Instant) -> u64 {
+        self.timed.as_ref().map_or(0, |timed| timed.nanos(instant))
+    }
+
+    /// What an adaptive limit has come to, for those who ask no further. Under the lock. Relaxed: whoever goes by what stood there
+    /// before has come a moment earlier.
+    fn publish(&self, line: &Line) {
+        let (Some(timed), Some(regulator)) = (&self.timed, &line.regulator) else { return };
+        self.max_in_flight.store(regulator.unasked(), Relaxed);
+        timed.guarded.store(regulator.is_guarded(), Relaxed);
+        timed.silent_after.store(regulator.silent_after().unwrap_or(u64::MAX), Relaxed);
+        timed.limit.store(regulator.calls(), Relaxed);
+    }
+
+    /// A call that has a permit is found pending for the first time.
+    #[inline]
+    pub(crate) fn pending(&self, at: Instant) {
+        let Some(timed) = self.adaptive() else { return };
+        let at = timed.nanos(at);
+        let since = timed.unanswered_since.load(Relaxed);
+        if since == 0 || in_flight(self.word.0.load(Relaxed)) <= 1 {
+            // There is nobody else who could have been answered. One of several that come at once will do, and an answer that comes at the same time hides no silence: the next to come
+            // finds it.
+            timed.unanswered_since.store(at, Relaxed);
+        } else if at.saturating_sub(since) > timed.silent_after.load(Relaxed) {
+            self.fall_silent(at);
+        }
+    }
+
+    #[cold]
+    fn fall_silent(&self, at: u64) {
+        let mut line = self.lock();
+        if let Some(regulator) = &mut line.regulator {
+            regulator.fall_silent(at);
+        }
+        self.publish(&line);
+    }
+
+    /// Gives a permit back, and tells an adaptive limit how the call ended.
+    #[inline]
+    pub(crate) fn release_after(&self, ended: Ended, took: Took) {
+        // Also if the limit that is asked panics.
+        let _permit = Held(self);
+        self.report(ended, took);
+    }
+
+    /// Tells an adaptive limit how a call went, that may have its permit for longer.
+    #[inline(never)]
+    pub(crate) fn report(&self, ended: Ended, Took { started, deadline }: Took) {
+        let Some(timed) = self.adaptive() else { return };
+        let guarded = timed.guarded.load(Relaxed);
+        if started.is_none() && ended == Ended::Answered && !guarded || ended == Ended::Unknown {
+            return;
+        }
+        let at = now();
+        if ended != Ended::GivenUp {
+            timed.unanswered_since.store(0, Relaxed);
+        }
+        // What an adaptive limit misses while others tell it something is one sample of many; what ends a silence is none of many.
+        let line = if guarded || ended != Ended::Answered { Some(self.lock()) } else { self.try_lock() };
+        let Some(mut line) = line else { return };
+        let word = self.word.0.load(Relaxed);
+        let call = Call {
+            ended,
+            took: started.map(|started| at.saturating_duration_since(started)),
+            allowed: started.zip(deadline).map(|(started, deadline)| deadline.saturating_duration_since(started)),
+            in_flight: in_flight(word),
+            limited: waiting(word) > 0,
+        };
+        let now = timed.nanos(at);
+        let question = line.regulator.as_mut().and_then(|regulator| regulator.ended(now, at, call));
+        self.publish(&line);
+        drop(line);
+        if let Some(question) = question {
+            // A limit may be anybody's code: it is asked outside of the lock, and comes back also if it panics.
+            let mut asked = Asked { shared: self, now, question: Some(question), next: None };
+            asked.next = asked.question.as_mut().map(Question::ask);
+        }
+        if waiting(word) > 0 {
+            self.grant();
         }
     }
 
@@ -193,55 +379,65 @@ impl Shared {
         Rejection::new(self.name, rule, measured as f32, threshold as f32)
     }
 
-    /// Ready once the permit is there, or nothing waits any more; the place in the queue is given up then.
-    pub(crate) fn poll_queued(&self, ticket: u32, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+    /// What became of a place in the queue; unless it waits on, the place is given up.
+    pub(crate) fn poll_queued(&self, ticket: u32, deadline: Option<Instant>, cx: &mut Context<'_>) -> Queued {
+        if let Some(timed) = &self.timed {
+            self.lock().polled(ticket, deadline.map(|deadline| timed.nanos(deadline)));
+            // It may have come because the gate has opened, or to hear that it is too late.
+            self.grant();
+        }
         // Cloned before and dropped after the lock: wakers are not our code.
         let mut waker = Some(cx.waker().clone());
-        let mut queue = self.lock();
-        match queue.get_mut(ticket) {
-            // Asked under the lock that `wake_all` takes after it became so: either it is so, or `wake_all` wakes.
-            Some(Waiter::Waiting(stored)) if !self.is_draining() => {
-                std::mem::swap(stored, &mut waker);
-                drop(queue);
-                drop(waker);
-                Poll::Pending
-            }
-            Some(Waiter::Waiting(_)) => {
-                drop(queue);
+        let now = self.nanos();
+        let mut line = self.lock();
+        let found = line.look(ticket, now, &mut waker);
+        // Asked under the lock that `wake_all` takes after it became so: either it is so, or `wake_all` wakes.
+        let draining = self.is_draining();
+        drop(line);
+        drop(waker);
+        match found {
+            Found::Granted => Queued::Granted,
+            Found::Late(left, least) => Queued::Refused(self.too_late(left, least)),
+            Found::Waits(_) if draining => {
                 self.leave_queue(ticket);
-                Poll::Ready(Err(Rejection::draining(self.name)))
+                Queued::Refused(Rejection::draining(self.name))
             }
-            _ => {
-                queue.remove(ticket);
-                Poll::Ready(Ok(()))
+            Found::Waits(until) => {
+                let at = |(until, timed): (u64, &Timed)| timed.base + Duration::from_nanos(until);
+                Queued::Waits(until.zip(self.timed.as_ref()).map(at))
             }
         }
+    }
+
+    fn too_late(&self, left: u64, least: u64) -> Rejection {
+        if left == 0 {
+            return Rejection::new(self.name, Rule::Deadline, f32::NAN, f32::NAN);
+        }
+        let [left, least] = [left, least].map(|nanos| Duration::from_nanos(nanos).as_secs_f32());
+        Rejection::new(self.name, Rule::TooLate, left, least)
     }
 
     /// Wakes all that wait, to find out why.
     #[cold]
     pub(crate) fn wake_all(&self) {
-        let mut wakers = Vec::new();
-        let mut queue = self.lock();
-        queue.for_each(|waiter| match waiter {
-            Waiter::Waiting(waker) => wakers.extend(waker.take()),
-            Waiter::Granted => {}
-        });
-        drop(queue);
+        let wakers = self.lock().wakers();
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Gives up a place in the queue, with the permit if it was just granted.
     pub(crate) fn leave_queue(&self, ticket: u32) {
-        let mut queue = self.lock();
-        let (waited, waiter) = queue.remove(ticket);
+        let mut line = self.lock();
+        let (waited, granted, waker) = line.leave(ticket);
         if waited {
             self.word.0.fetch_sub(WAITING, Relaxed);
         }
-        drop(queue);
-        drop(waiter);
-        if !waited {
+        drop(line);
+        drop(waker);
+        if granted {
             self.release();
+        } else if self.timed.is_some() {
+            // It may have been the one that looked out for the others.
+            self.grant();
         }
     }
 
@@ -253,36 +449,109 @@ impl Shared {
         }
     }
 
-    /// Grants what there is to those who wait longest, one at a time, and wakes each outside of the lock.
+    /// Grants what there is to those whose turn it is, one at a time, and wakes each outside of the lock.
     #[cold]
     fn grant(&self) {
         loop {
-            let mut queue = self.lock();
-            let max = self.max_in_flight.load(Relaxed);
+            let now = self.nanos();
+            let mut line = self.lock();
+            if let Some(waker) = line.refuse_late(now) {
+                self.word.0.fetch_sub(WAITING, Relaxed);
+                drop(line);
+                wake(waker);
+                continue;
+            }
+            let max = line.room(now, self.max_in_flight.load(Relaxed));
             // Acquire: what those wrote who made room. The lock hands it on to whoever is granted.
             let granted = self.word.0.fetch_update(Acquire, Relaxed, |word| {
                 (waiting(word) != 0 && in_flight(word) < max).then(|| word + 1 - WAITING)
             });
             if granted.is_err() {
+                let waker = line.needs_lookout(now);
+                drop(line);
+                wake(waker);
                 return;
             }
-            let waiter = queue.unlink_front().map(|waiter| std::mem::replace(waiter, Waiter::Granted));
-            drop(queue);
-            if let Some(Waiter::Waiting(Some(waker))) = waiter {
-                waker.wake();
-            }
+            let waker = line.grant(now);
+            self.publish(&line);
+            drop(line);
+            wake(waker);
         }
     }
 
     pub(super) fn resize(&self, max_in_flight: usize) {
+        let max = max_in_flight.min(MOST) as u32;
+        if self.adaptive {
+            return self.bound(max);
+        }
         // Before `grant` takes the lock: an `enqueue` that decides by the old one has had it before, so it is granted.
-        self.max_in_flight.store(max_in_flight.min(MOST) as u32, Relaxed);
+        self.max_in_flight.store(max, Relaxed);
         self.grant();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue<Waiter>> {
-        // No user code runs under it, and the queue is whole between its methods.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How far an adaptive limit may go.
+    fn bound(&self, max: u32) {
+        let mut line = self.lock();
+        if let Some(regulator) = &mut line.regulator {
+            regulator.bound(max.into());
+        }
+        self.publish(&line);
+        drop(line);
+        self.grant();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        // No user code runs under it, and the line is whole between its methods.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, Line>> {
+        match self.line.try_lock() {
+            Ok(line) => Some(line),
+            Err(TryLockError::Poisoned(line)) => Some(line.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl Timed {
+    /// From one on: zero is never.
+    #[inline]
+    fn nanos(&self, at: Instant) -> u64 {
+        since(self.base, at).saturating_add(1)
+    }
+}
+
+/// A permit that is given back when this is dropped.
+struct Held<'a>(&'a Shared);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// A limit that is being asked.
+struct Asked<'a> {
+    shared: &'a Shared,
+    now: u64,
+    question: Option<Question>,
+    next: Option<f64>,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let mut line = self.shared.lock();
+        if let (Some(regulator), Some(question)) = (&mut line.regulator, self.question.take()) {
+            regulator.adopt(self.now, question, self.next);
+        }
+        self.shared.publish(&line);
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
@@ -307,29 +576,29 @@ mod tests {
     use super::*;
 
     fn limit() -> Shared {
-        Shared::new("limit", 1, 1, None, None)
+        Shared::new("limit", 1, 1, None, Line::default(), None)
     }
 
     /// Whoever comes here has just found no permit, and a place in the queue; others were faster or slower.
     #[test]
     fn under_the_lock_a_call_takes_what_there_is_by_then() {
         let limit = limit();
-        assert!(matches!(limit.wait_in_line(), Some(Turn::Now)), "a permit was given back");
+        assert!(matches!(limit.wait_in_line(Asks::default(), 1), Some(Turn::Now)), "a permit was given back");
         assert_eq!((limit.in_flight(), limit.waiting()), (1, 0));
-        assert!(matches!(limit.wait_in_line(), Some(Turn::Later(_))));
+        assert!(matches!(limit.wait_in_line(Asks::default(), 1), Some(Turn::Later(_))));
         assert_eq!((limit.in_flight(), limit.waiting()), (1, 1));
-        assert!(limit.wait_in_line().is_none(), "the last place was taken");
+        assert!(limit.wait_in_line(Asks::default(), 1).is_none(), "the last place was taken");
         assert_eq!((limit.in_flight(), limit.waiting()), (1, 1));
     }
 
     #[test]
     fn whoever_is_refused_waits_for_nobody_who_has_the_lock() {
         let limit = Arc::new(limit());
-        assert!(limit.try_acquire() && limit.enqueue().is_ok());
+        assert!(limit.try_acquire() && limit.enqueue(Asks::default()).is_ok());
         let (told, answer) = mpsc::channel();
         let asks = Arc::clone(&limit);
         let _lock = limit.lock();
-        thread::spawn(move || told.send(asks.enqueue().map(drop).map_err(|no| no.rule())));
+        thread::spawn(move || told.send(asks.enqueue(Asks::default()).map(drop).map_err(|no| no.rule())));
         // Only who waits for the lock takes any time, and then all of it.
         let answer = answer.recv_timeout(Duration::from_secs(30)).expect("it waits for the lock");
         assert_eq!(answer, Err(Rule::QueueFull));

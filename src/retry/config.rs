@@ -37,7 +37,7 @@ pub struct RetryBuilder {
 
 #[derive(Clone, Debug)]
 enum Purse {
-    Own,
+    Own(BudgetBuilder),
     Shared(Budget),
     None,
 }
@@ -61,9 +61,18 @@ impl RetryBuilder {
             max_retry_after: Duration::from_secs(60),
             rejected: bit(Reason::Timeout),
             throttled: None,
-            budget: Purse::Own,
+            budget: Purse::Own(Budget::builder()),
             seed: None,
             shutdown: None,
+        }
+    }
+
+    /// Soon, and as often as there are calls: for where a limit keeps it from doing harm.
+    pub(crate) fn standard() -> Self {
+        Self {
+            max_attempts: 8,
+            budget: Purse::Own(Budget::builder().ratio(2.0).min_per_second(2)),
+            ..Self::new(Backoff::exponential(Duration::from_millis(10)).max_delay(Duration::from_millis(200)))
         }
     }
 
@@ -170,7 +179,7 @@ impl RetryBuilder {
             rejected: self.rejected,
             throttled: self.throttled,
             budget: match self.budget {
-                Purse::Own => Some(BudgetBuilder::default().assemble()),
+                Purse::Own(settings) => Some(settings.assemble()),
                 Purse::Shared(budget) => Some(budget),
                 Purse::None => None,
             },

@@ -2,6 +2,7 @@
 
 mod support;
 
+mod adaptive;
 mod alloc;
 mod backoff;
 mod bad_input;

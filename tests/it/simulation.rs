@@ -39,7 +39,7 @@ proptest! {
 }
 
 /// Every move of a circuit, every rule to reject by, every way to end: without these the runs above would prove little.
-const COMES_ABOUT: [&str; 49] = [
+const COMES_ABOUT: [&str; 50] = [
     "Closed -> Closed",
     "Closed -> ForcedClosed",
     "Closed -> ForcedOpen",
@@ -89,6 +89,7 @@ const COMES_ABOUT: [&str; 49] = [
     "rejected: ProbesOut",
     "rejected: QueueFull",
     "rejected: SlowCallRate",
+    "rejected: TooLate",
 ];
 
 #[test]

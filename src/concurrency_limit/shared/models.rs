@@ -1,4 +1,4 @@
-use std::sync::atomic::AtomicUsize;
+use std::{sync::atomic::AtomicUsize, task::Poll};
 
 use loom::{model, thread};
 
@@ -9,11 +9,11 @@ use crate::{
 };
 
 fn limit(max_in_flight: usize, max_queue: usize) -> Arc<Shared> {
-    Arc::new(Shared::new("limit", max_in_flight, max_queue, None, None))
+    Arc::new(Shared::new("limit", max_in_flight, max_queue, None, Line::default(), None))
 }
 
 fn queued(limit: &Shared) -> u32 {
-    match limit.enqueue() {
+    match limit.enqueue(Asks::default()) {
         Ok(Turn::Later(ticket)) => ticket as u32,
         _ => panic!("there is no room, and a queue"),
     }
@@ -25,7 +25,12 @@ struct Waits(Arc<Woken>, Poll<Result<(), Rejection>>);
 impl Waits {
     fn new(limit: &Shared, ticket: u32) -> Self {
         let (woken, waker) = Woken::new();
-        Self(woken, limit.poll_queued(ticket, &mut Context::from_waker(&waker)))
+        let polled = match limit.poll_queued(ticket, None, &mut Context::from_waker(&waker)) {
+            Queued::Granted => Poll::Ready(Ok(())),
+            Queued::Refused(rejection) => Poll::Ready(Err(rejection)),
+            Queued::Waits(_) => Poll::Pending,
+        };
+        Self(woken, polled)
     }
 
     /// Once all is quiet and there is room: whether it has the permit, or was woken to take it.
@@ -79,7 +84,7 @@ fn the_next_sees(max_queue: usize) {
     model(move || {
         let (limit, work) = (limit(1, max_queue), Arc::new(AtomicU32::new(0)));
         let come = |limit: &Shared, work: &AtomicU32| {
-            let admitted = match limit.enqueue() {
+            let admitted = match limit.enqueue(Asks::default()) {
                 Ok(Turn::Now) => true,
                 Ok(Turn::Later(ticket)) => {
                     let polled = Waits::new(limit, ticket as u32).1;
@@ -152,7 +157,7 @@ fn whoever_lines_up_while_a_permit_is_given_back_gets_it() {
             let limit = Arc::clone(&limit);
             thread::spawn(move || limit.release())
         };
-        match limit.enqueue() {
+        match limit.enqueue(Asks::default()) {
             Ok(Turn::Now) => holder.join().unwrap(),
             Ok(Turn::Later(ticket)) => {
                 let waits = Waits::new(&limit, ticket as u32);
@@ -197,7 +202,7 @@ fn whoever_lines_up_during_a_resize_up_is_let_in() {
             let limit = Arc::clone(&limit);
             thread::spawn(move || limit.resize(2))
         };
-        if let Ok(Turn::Later(ticket)) = limit.enqueue() {
+        if let Ok(Turn::Later(ticket)) = limit.enqueue(Asks::default()) {
             let waits = Waits::new(&limit, ticket as u32);
             resizes.join().unwrap();
             waits.ends(&limit, ticket as u32).unwrap();
@@ -229,11 +234,11 @@ fn nobody_passes_whoever_waits() {
 fn whoever_waits_when_draining_begins_hears_of_it() {
     model(|| {
         let shutdown = handle_of_a_model();
-        let limit = Arc::new(Shared::new("limit", 1, 1, None, Some(shutdown.clone())));
+        let limit = Arc::new(Shared::new("limit", 1, 1, None, Line::default(), Some(shutdown.clone())));
         limit.enlist();
         assert!(limit.try_acquire());
         let drains = thread::spawn(move || shutdown.trigger("model"));
-        if let Ok(Turn::Later(ticket)) = limit.enqueue() {
+        if let Ok(Turn::Later(ticket)) = limit.enqueue(Asks::default()) {
             let waits = Waits::new(&limit, ticket as u32);
             drains.join().unwrap();
             waits.ends(&limit, ticket as u32).unwrap_err();

@@ -2,7 +2,9 @@
 
 use buttress::{
     Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConcurrencyLimitBuilder, Jitter, Retry,
-    RetryBuilder, retry::Budget,
+    RetryBuilder,
+    concurrency_limit::{Discipline, Headroom},
+    retry::Budget,
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -55,6 +57,8 @@ pub struct Limit {
     pub max: usize,
     pub queue: usize,
     pub max_wait: Option<u64>,
+    /// It finds itself, holds back, and goes by deadlines.
+    pub adaptive: bool,
 }
 
 /// What one call of the service does, after a while.
@@ -127,7 +131,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
     (vec(any::<u32>(), 64), vec(any::<u32>(), 1..28)).prop_map(|(numbers, steps)| {
         let mut draws = Draws(&numbers);
         // Each draws what it draws, whether it is there or not, so that leaving it out leaves the others as they are.
-        Plan {
+        let mut plan = Plan {
             seed: draws.below(1000),
             deadline: draws.maybe(60, |draws| draws.between(5, 200)),
             outer_deadline: draws.maybe(25, |draws| draws.between(3, 150)),
@@ -139,7 +143,11 @@ pub fn plan() -> impl Strategy<Value = Plan> {
             limit: draws.maybe(70, limit),
             deeds: (0..=draws.below(5)).map(|_| deed(&mut draws)).collect(),
             steps: steps.into_iter().map(step).collect(),
-        }
+        };
+        // The last to be drawn, so that seeds of old stand for what they stood for.
+        let adaptive = draws.is(30);
+        plan.limit.iter_mut().for_each(|limit| limit.adaptive = adaptive);
+        plan
     })
 }
 
@@ -195,6 +203,7 @@ fn limit(draws: &mut Draws<'_>) -> Limit {
         max: draws.between(1, 4) as usize,
         queue: draws.below(4) as usize,
         max_wait: draws.maybe(40, |draws| draws.between(1, 50)),
+        adaptive: false,
     }
 }
 
@@ -279,6 +288,11 @@ impl Breaker {
 impl Limit {
     pub fn builder(&self) -> ConcurrencyLimitBuilder {
         let limit = ConcurrencyLimit::builder().max_in_flight(self.max).max_queue(self.queue);
-        self.max_wait.map_or(limit.clone(), |wait| limit.max_wait(ms(wait)))
+        let limit = self.max_wait.map_or(limit.clone(), |wait| limit.max_wait(ms(wait)));
+        if self.adaptive {
+            limit.adaptive(Headroom::default()).hold_back(true).discipline(Discipline::Deadline)
+        } else {
+            limit
+        }
     }
 }

@@ -120,6 +120,8 @@ pub struct World {
     outcomes: usize,
     dropped: usize,
     in_flight: usize,
+    /// The most that the limit was ever to let in flight.
+    most: usize,
     bell: Arc<Notify>,
     reached: Reached,
 }
@@ -181,6 +183,7 @@ impl World {
         }
         let watched = Watched { inner: service.clone(), watch: watch.clone(), deeds: plan.deeds.clone().into() };
         let kept = policy.wrap(watched.clone());
+        let most = plan.limit.as_ref().map_or(0, |limit| limit.max);
         Self {
             plan,
             token,
@@ -196,6 +199,7 @@ impl World {
             outcomes: 0,
             dropped: 0,
             in_flight: 0,
+            most,
             bell: Arc::default(),
             reached: Reached::new(),
         }
@@ -230,6 +234,7 @@ impl World {
             Step::Resize(max) => {
                 if let Some(limit) = self.policy.concurrency_limit() {
                     limit.resize(*max);
+                    self.most = self.most.max(*max);
                     self.in_flight = self.in_flight.max(limit.in_flight());
                 }
             }
@@ -394,7 +399,10 @@ impl World {
     async fn outlast(&mut self) -> Result<(), String> {
         self.flow(secs(3600)).await?;
         let seen = self.watch.seen();
-        let queues = self.policy.concurrency_limit().is_some_and(|limit| limit.in_flight() >= limit.max_in_flight());
+        let queues = self
+            .policy
+            .concurrency_limit()
+            .is_some_and(|limit| limit.in_flight() >= limit.max_in_flight().min(self.most));
         for call in self.calls.iter().filter(|call| call.polled) {
             let hangs = |attempt: usize| matches!(self.plan.deeds[attempt % self.plan.deeds.len()].end, End::Hang);
             let attempt = seen.attempts.iter().rposition(|attempt| attempt.call == call.number && attempt.runs());

@@ -61,6 +61,8 @@ impl World {
                     Rule::MaxWait => plan.max_wait.is_some_and(|most| waited >= ms(most)),
                     // It was told of this poll, but to a kept service when it was called.
                     _ if matches!(call.way, Way::Kept) => true,
+                    Rule::TooLate => plan.adaptive,
+                    _ if plan.adaptive => limit.waiting() >= plan.queue,
                     _ => limit.in_flight() >= limit.max_in_flight() && limit.waiting() >= plan.queue,
                 }
             }
@@ -151,8 +153,11 @@ impl World {
         require(in_flight == running || !all_polled || self.plan.ready_after > 0, || {
             format!("a permit is lost: {}", tell())
         })?;
-        require(in_flight <= max.max(self.in_flight), || format!("over-admitted: {}", tell()))?;
-        require(waiting == 0 || in_flight >= max, || format!("nobody is let in: {}", tell()))?;
+        let adaptive = self.plan.limit.as_ref().is_some_and(|limit| limit.adaptive);
+        // One that adapts falls below what is in flight, and holds back.
+        let most = if adaptive { self.most } else { max };
+        require(in_flight <= most.max(self.in_flight), || format!("over-admitted: {}", tell()))?;
+        require(waiting == 0 || in_flight >= max || adaptive, || format!("nobody is let in: {}", tell()))?;
         require(waiting <= self.plan.limit.as_ref().map_or(0, |limit| limit.queue), || {
             format!("too many: {}", tell())
         })?;

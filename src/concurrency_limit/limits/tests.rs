@@ -1,0 +1,217 @@
+//! The vectors of those that others had first, and what ours promises.
+
+use super::{gradient2::Average, *};
+use crate::clock::now;
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// The limit after each of these: milliseconds, and how many were in flight.
+fn run(mut limit: impl Limit, from: f64, samples: &[(u64, usize)]) -> Vec<f64> {
+    let mut at = from;
+    let step = |(took, in_flight): &(u64, usize)| {
+        at = limit.update(at, &Sample::new(now(), ms(*took), *in_flight));
+        at
+    };
+    samples.iter().map(step).collect()
+}
+
+fn half(limit: f64) -> f64 {
+    limit / 2.0
+}
+
+// Vector F1.
+#[test]
+fn vegas_does_as_netflix_has_it() {
+    assert_eq!(run(Vegas::default(), 10.0, &[(10, 10), (10, 11)]), [10.0, 16.0]);
+    assert_eq!(run(Vegas::default(), 10.0, &[(10, 10), (50, 11)]), [10.0, 9.0]);
+    assert_eq!(run(Vegas::default(), 10.0, &[(10, 10), (14, 14)]), [10.0, 10.0]);
+    assert_eq!(run(Vegas::default(), 10_000.0, &[(10_000, 5_000), (10_000, 6_000)]), [10_000.0, 10_024.0]);
+    let smooth = run(Vegas::default().decrease(half).smoothing(0.5), 100.0, &[(10, 100), (20, 100), (20, 100)]);
+    assert_eq!(smooth.iter().map(|limit| limit.floor()).collect::<Vec<_>>(), [100.0, 75.0, 56.0]);
+    assert_eq!(run(Vegas::default().decrease(half), 100.0, &[(10, 100), (20, 100), (20, 100)]), [100.0, 50.0, 25.0]);
+}
+
+#[test]
+fn vegas_neither_grows_unused_nor_holds_on_to_the_fastest_for_ever() {
+    assert_eq!(run(Vegas::default(), 10.0, &[(10, 10), (10, 4)]), [10.0, 10.0]);
+    let mut vegas = Vegas::default();
+    let mut limit = vegas.update(10.0, &Sample::new(now(), ms(1), 10));
+    let forgotten = (0..400).find(|_| {
+        limit = vegas.update(10.0, &Sample::new(now(), ms(100), 10));
+        limit > 10.0
+    });
+    assert!(
+        forgotten.is_some_and(|after| after >= 150),
+        "after half of 30 for each of 10, and not before: {forgotten:?}"
+    );
+}
+
+#[test]
+fn vegas_forgets_the_fastest_at_another_time_each_time() {
+    let mut vegas = Vegas::default();
+    let forgets: Vec<usize> = (0..3_000).filter(|_| vegas.forgets(10.0)).collect();
+    let gaps: Vec<usize> = forgets.windows(2).map(|two| two[1] - two[0]).collect();
+    assert!(gaps.len() >= 9 && gaps.iter().all(|gap| (150..=300).contains(gap)), "{gaps:?}");
+    assert!(gaps.windows(2).all(|two| two[0] != two[1]), "{gaps:?}");
+}
+
+// Vector F3.
+#[test]
+fn the_long_term_average_begins_as_a_plain_one() {
+    let mut average = Average::new(100, 10);
+    for (number, value) in (10..20).enumerate() {
+        assert_eq!(average.add(f64::from(value)), 10.0 + number as f64 / 2.0);
+    }
+    assert!((average.add(100.0) - 16.2).abs() < 0.1);
+}
+
+#[test]
+fn gradient2_adds_four_while_it_is_no_slower_and_falls_to_what_it_tolerates() {
+    let grown = run(Gradient2::default(), 20.0, &[(10, 20); 2]);
+    assert_eq!(grown.iter().map(|limit| (limit * 1e6).round() / 1e6).collect::<Vec<_>>(), [20.8, 21.6]);
+    let mut gradient = Gradient2::default();
+    let mut limit = 100.0;
+    for _ in 0..600 {
+        limit = gradient.update(limit, &Sample::new(now(), ms(10), 100)).min(100.0);
+    }
+    let slower = gradient.update(limit, &Sample::new(now(), ms(30), 100));
+    // 1.5 × 10 ÷ 30 of it, four more, and of that change a fifth.
+    assert!((slower - (80.0 + 0.2 * (50.0 + 4.0))).abs() < 0.5, "{slower}");
+    assert_eq!(gradient.update(100.0, &Sample::new(now(), ms(30), 49)), 100.0, "it is not used");
+}
+
+#[test]
+fn aimd_adds_one_and_takes_a_tenth() {
+    assert_eq!(run(Aimd::default(), 20.0, &[(1, 20), (1, 10), (1, 10), (5_001, 1)]), [21.0, 21.0, 21.0, 18.0]);
+    let mut aimd = Aimd::default();
+    let dropped = Sample { dropped: true, ..Sample::new(now(), ms(1), 20) };
+    assert_eq!(aimd.update(20.0, &dropped), 18.0);
+    assert_eq!(Aimd::default().slow(ms(100)).update(20.0, &Sample::new(now(), ms(101), 20)), 18.0);
+}
+
+/// A service of so many workers behind one queue, asked by `clients` who all keep to their limits: how many calls are in flight in
+/// all and how long they take, once it has settled. `took` is how long a call takes when nothing is wrong.
+fn settled(clients: usize, workers: f64, took: f64, rounds: usize) -> (f64, f64) {
+    let mut limits = vec![(Headroom::default(), 4.0_f64); clients];
+    let mut rtt = took;
+    for round in 0..rounds {
+        for (headroom, limit) in &mut limits {
+            // As it was before anyone asked too much.
+            let rtt = if round < 30 { took } else { rtt };
+            let in_flight = limit.max(1.0) as usize;
+            let sample = Sample { limited: round >= 30, ..Sample::new(now(), Duration::from_secs_f64(rtt), in_flight) };
+            *limit = headroom.update(*limit, &sample).max(0.02);
+        }
+        let in_flight: f64 = limits.iter().map(|(_, limit)| limit).sum();
+        rtt = took * (in_flight / workers).max(1.0);
+    }
+    (limits.iter().map(|(_, limit)| limit).sum(), rtt)
+}
+
+#[test]
+fn headroom_keeps_a_service_busy_and_its_queue_short_however_many_ask() {
+    for clients in [1, 5, 50, 200] {
+        let (in_flight, rtt) = settled(clients, 10.0, 0.02, 3_000);
+        assert!(in_flight >= 10.5, "{clients} clients: {in_flight} in flight do not keep ten workers busy");
+        assert!(rtt <= 0.4, "{clients} clients: {rtt} s");
+    }
+}
+
+fn feed(headroom: &mut Headroom, limit: &mut f64, times: usize, sample: Sample) {
+    for _ in 0..times {
+        *limit = headroom.update(*limit, &sample);
+    }
+}
+
+#[test]
+fn headroom_does_not_grow_unused() {
+    let (mut headroom, mut limit) = (Headroom::default(), 4.0);
+    feed(&mut headroom, &mut limit, 1_000, Sample::new(now(), ms(20), 2));
+    assert!((3.0..=3.5).contains(&limit), "two in flight, a fifth more and one: {limit}");
+}
+
+#[test]
+fn headroom_does_not_take_an_overload_for_what_is_usual() {
+    let (mut headroom, mut limit) = (Headroom::default(), 4.0);
+    feed(&mut headroom, &mut limit, 100, Sample::new(now(), ms(20), 4));
+    let overload = Sample { limited: true, ..Sample::new(now(), ms(200), 4) };
+    feed(&mut headroom, &mut limit, 10_000, overload);
+    assert!(limit < 1.0, "it is ten times as slow: {limit}");
+    // A slow leak: a thousandth more each time, while calls wait.
+    let (mut headroom, mut limit) = (Headroom::default(), 4.0);
+    feed(&mut headroom, &mut limit, 100, Sample::new(now(), ms(20), 4));
+    let mut rtt = 0.02;
+    for _ in 0..3_000 {
+        rtt *= 1.001;
+        let leak = Sample { limited: true, ..Sample::new(now(), Duration::from_secs_f64(rtt), 4) };
+        limit = headroom.update(limit, &leak);
+    }
+    assert!(limit < 1.0, "it is twenty times as slow: {limit}");
+}
+
+#[test]
+fn headroom_takes_the_middle() {
+    let (mut headroom, mut limit) = (Headroom::default(), 4.0);
+    for round in 0..2_000 {
+        let took = if round % 10 == 0 { 1_000 } else { 20 };
+        let sample = Sample { limited: true, ..Sample::new(now(), ms(took), 4) };
+        limit = headroom.update(limit, &sample);
+    }
+    assert!(limit > 3.0, "one of ten hangs: {limit}");
+}
+
+#[test]
+fn headroom_takes_no_more_than_half_of_the_time_to_the_deadline() {
+    let (mut headroom, mut limit) = (Headroom::default(), 4.0);
+    let calm = Sample { allowed: Some(ms(1_000)), ..Sample::new(now(), ms(400), 8) };
+    feed(&mut headroom, &mut limit, 200, calm);
+    let before = limit;
+    feed(&mut headroom, &mut limit, 200, Sample { rtt: ms(600), ..calm });
+    assert!(before > 4.0 && limit < before / 2.0, "{before}, {limit}");
+}
+
+#[test]
+fn headroom_finds_that_it_is_not_the_queue() {
+    let (mut headroom, mut limit) = (Headroom::default(), 4.0);
+    let sample = |took, limit: f64| Sample { limited: true, ..Sample::new(now(), ms(took), limit as usize + 1) };
+    for _ in 0..2_000 {
+        limit = headroom.update(limit, &sample(20, limit)).min(100.0);
+    }
+    assert!(limit > 50.0, "{limit}");
+    // From now on all calls take five times as long, however many are in flight.
+    for _ in 0..20_000 {
+        limit = headroom.update(limit, &sample(100, limit)).min(100.0);
+    }
+    assert!(limit > 50.0, "it comes back: {limit}");
+}
+
+#[test]
+fn headroom_steps_back_from_a_door_that_is_shut() {
+    let (mut headroom, mut limit) = (Headroom::default(), 4.0);
+    feed(&mut headroom, &mut limit, 100, Sample::new(now(), ms(20), 4));
+    let before = limit;
+    feed(&mut headroom, &mut limit, 1, Sample { dropped: true, ..Sample::new(now(), ms(1), 4) });
+    assert!((before - 0.3..before - 0.1).contains(&limit), "{before}, {limit}");
+}
+
+#[test]
+fn no_sample_makes_nonsense_of_a_limit() {
+    let extremes = [Duration::ZERO, Duration::from_nanos(1), ms(1), Duration::from_secs(1), Duration::MAX];
+    let limits: [Box<dyn Limit>; 4] =
+        [Box::<Aimd>::default(), Box::<Vegas>::default(), Box::<Gradient2>::default(), Box::<Headroom>::default()];
+    for mut strategy in limits {
+        let mut limit = strategy.initial();
+        for round in 0..2_000 {
+            let sample = Sample {
+                limited: round % 3 == 0,
+                dropped: round % 7 == 0,
+                allowed: (round % 2 == 0).then_some(extremes[round % 5]),
+                ..Sample::new(now(), extremes[round * 7 / 3 % 5], round % 40)
+            };
+            limit = strategy.update(limit, &sample).clamp(0.02, 1_000.0);
+            assert!(!limit.is_nan(), "{strategy:?} in round {round}");
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Who waits, and who is next: all that is behind the lock of a limit.
+//!
+//! Pure: times are nanoseconds since some moment, and come as arguments.
+
+use std::task::Waker;
+
+use super::regulator::{Gate, Regulator};
+use crate::queue::Queue;
+
+/// In which order those that wait are let out.
+///
+/// ```
+/// use buttress::{ConcurrencyLimit, concurrency_limit::Discipline};
+/// let limit = ConcurrencyLimit::builder().max_in_flight(8).discipline(Discipline::Deadline).build()?;
+/// # Ok::<(), buttress::ConfigError>(())
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discipline {
+    /// Who waits longest, first.
+    #[default]
+    Fifo,
+    /// Who has the least time left, first; and whoever has too little left for an answer is refused instead. Those without a deadline
+    /// go in the order in which they came; once they wait for long, the newest first, as nobody may be left who waits for the others.
+    Deadline,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    queue: Queue<Waiter>,
+    discipline: Discipline,
+    pub(super) regulator: Option<Regulator>,
+    /// Who looks again when the gate opens, and when that is.
+    lookout: Option<(u32, u64)>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    standing: Standing,
+    since: u64,
+    /// As it would be if it began with the wait; it begins with the first poll.
+    deadline: Option<u64>,
+    polled: bool,
+    /// How often it was sent before.
+    attempts: u32,
+}
+
+#[derive(Debug)]
+enum Standing {
+    /// With the waker of its latest poll, if it was polled.
+    Waiting(Option<Waker>),
+    /// It holds a permit and does not know yet.
+    Granted,
+    /// It is refused and does not know yet: so much time was left, and so much is the least, in nanoseconds.
+    Late(u64, u64),
+}
+
+/// What a poll finds.
+pub(super) enum Found {
+    Granted,
+    Late(u64, u64),
+    /// It goes on waiting, and looks again by itself then.
+    Waits(Option<u64>),
+}
+
+/// Without a deadline one has so long, as far as the order goes; and after so long the newest go first.
+const PATIENT: u64 = 10_000_000_000;
+const LONG: u64 = 100_000_000;
+
+impl Line {
+    pub(super) fn new(discipline: Discipline, regulator: Option<Regulator>) -> Self {
+        Self { discipline, regulator, ..Self::default() }
+    }
+
+    /// Whether time matters to it.
+    pub(super) fn is_timed(&self) -> bool {
+        self.regulator.is_some() || self.discipline != Discipline::Fifo
+    }
+
+    /// A call came that was never sent before.
+    pub(super) fn came(&mut self) {
+        if let Some(regulator) = &mut self.regulator {
+            regulator.came();
+        }
+    }
+
+    /// To the end, or to where its deadline puts it; its number.
+    pub(super) fn join(&mut self, now: u64, deadline: Option<u64>, attempts: u32) -> u32 {
+        let waiter = Waiter { standing: Standing::Waiting(None), since: now, deadline, polled: false, attempts };
+        match self.discipline {
+            Discipline::Fifo => self.queue.push_back(waiter),
+            Discipline::Deadline => {
+                let until = waiter.until();
+                self.queue.push_before(waiter, |other| other.until() > until)
+            }
+        }
+    }
+
+    /// It is polled: from now on it knows when it is too late.
+    pub(super) fn polled(&mut self, number: u32, deadline: Option<u64>) {
+        if let Some(waiter) = self.queue.get_mut(number) {
+            (waiter.polled, waiter.deadline) = (true, deadline);
+        }
+    }
+
+    /// How many may be in flight for one more to go.
+    pub(super) fn room(&self, now: u64, most: u32) -> u32 {
+        match self.regulator.as_ref().map(|regulator| regulator.gate(now)) {
+            None => most,
+            Some(Gate::Open(most) | Gate::Probe(most)) => most,
+            Some(Gate::Shut(_)) => 0,
+        }
+    }
+
+    /// One goes.
+    pub(super) fn goes(&mut self, now: u64) {
+        if let Some(regulator) = &mut self.regulator {
+            regulator.went(now);
+        }
+    }
+
+    /// The next gets its permit; its waker, to wake outside of the lock.
+    pub(super) fn grant(&mut self, now: u64) -> Option<Waker> {
+        self.goes(now);
+        let (index, waiter) = if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
+            // Whoever came last can wait for it the longest, and nobody is sent again and again while others wait.
+            self.queue.unlink_least(|waiter| waiter.attempts)
+        } else if self.is_stale(now) {
+            self.queue.unlink_back()
+        } else {
+            self.queue.unlink_front()
+        }?;
+        let standing = std::mem::replace(&mut waiter.standing, Standing::Granted);
+        self.relieve(index);
+        standing.waker()
+    }
+
+    /// Whether those without a deadline wait for long.
+    fn is_stale(&self, now: u64) -> bool {
+        let waits = |waiter: &Waiter| waiter.deadline.is_none() && now.saturating_sub(waiter.since) > LONG;
+        self.discipline == Discipline::Deadline && self.queue.front().is_some_and(|(_, waiter)| waits(waiter))
+    }
+
+    /// Takes out the first, if it has too little time left: its waker, to wake outside of the lock.
+    pub(super) fn refuse_late(&mut self, now: u64) -> Option<Option<Waker>> {
+        if self.discipline != Discipline::Deadline {
+            return None;
+        }
+        let least = self.least_left();
+        let (_, first) = self.queue.front()?;
+        let left = first.deadline?.saturating_sub(now);
+        if left >= least || !first.polled {
+            return None;
+        }
+        let (index, waiter) = self.queue.unlink_front()?;
+        let standing = std::mem::replace(&mut waiter.standing, Standing::Late(left, least));
+        self.relieve(index);
+        Some(standing.waker())
+    }
+
+    /// How much time whoever goes must have left.
+    fn least_left(&self) -> u64 {
+        self.regulator.as_ref().map_or(1, |regulator| regulator.least_left().max(1))
+    }
+
+    /// What became of it; if it goes on waiting, its waker is exchanged with what was kept.
+    pub(super) fn look(&mut self, number: u32, now: u64, waker: &mut Option<Waker>) -> Found {
+        let found = match self.queue.get_mut(number).map(|waiter| &mut waiter.standing) {
+            Some(Standing::Waiting(kept)) => {
+                std::mem::swap(kept, waker);
+                return Found::Waits(self.looks_out(number, now));
+            }
+            Some(Standing::Late(left, least)) => Found::Late(*left, *least),
+            Some(Standing::Granted) | None => Found::Granted,
+        };
+        self.queue.remove(number);
+        found
+    }
+
+    /// While the gate is shut one looks out for all.
+    fn looks_out(&mut self, number: u32, now: u64) -> Option<u64> {
+        self.relieve(number);
+        let Gate::Shut(until) = self.regulator.as_ref()?.gate(now) else { return None };
+        if self.is_watched(now, until) {
+            return None;
+        }
+        self.lookout = Some((number, until));
+        Some(until)
+    }
+
+    /// Whether somebody looks out who will look in time; whose time has come may have looked, and found no room.
+    fn is_watched(&self, now: u64, until: u64) -> bool {
+        self.lookout.is_some_and(|(_, at)| now < at && at <= until)
+    }
+
+    /// Nobody can go now. Whoever is to look out for when that changes, if nobody does yet: its waker.
+    pub(super) fn needs_lookout(&mut self, now: u64) -> Option<Waker> {
+        let Gate::Shut(until) = self.regulator.as_ref()?.gate(now) else { return None };
+        if self.is_watched(now, until) {
+            return None;
+        }
+        // Whoever was never polled hears nothing.
+        let mut waker = None;
+        self.queue.for_each(|waiter| {
+            if waker.is_none() {
+                waker = waiter.standing.take_waker();
+            }
+        });
+        waker
+    }
+
+    fn relieve(&mut self, number: u32) {
+        if self.lookout.is_some_and(|(lookout, _)| lookout == number) {
+            self.lookout = None;
+        }
+    }
+
+    /// `number` leaves: whether it waited, whether it had a permit, and what is to be dropped outside of the lock.
+    pub(super) fn leave(&mut self, number: u32) -> (bool, bool, Option<Waker>) {
+        self.relieve(number);
+        let (waited, waiter) = self.queue.remove(number);
+        let standing = waiter.map(|waiter| waiter.standing);
+        let granted = matches!(standing, Some(Standing::Granted));
+        (waited, granted, standing.and_then(Standing::waker))
+    }
+
+    /// The wakers of all that wait.
+    pub(super) fn wakers(&mut self) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        self.queue.for_each(|waiter| wakers.extend(waiter.standing.take_waker()));
+        wakers
+    }
+}
+
+impl Waiter {
+    fn until(&self) -> u64 {
+        self.deadline.unwrap_or_else(|| self.since.saturating_add(PATIENT))
+    }
+}
+
+impl Standing {
+    fn waker(self) -> Option<Waker> {
+        match self {
+            Standing::Waiting(waker) => waker,
+            Standing::Granted | Standing::Late(..) => None,
+        }
+    }
+
+    fn take_waker(&mut self) -> Option<Waker> {
+        match self {
+            Standing::Waiting(waker) => waker.take(),
+            Standing::Granted | Standing::Late(..) => None,
+        }
+    }
+}
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use super::*;
+    use crate::concurrency_limit::{Headroom, regulator::Regulator};
+
+    const MS: u64 = 1_000_000;
+
+    fn by_deadline() -> Line {
+        Line::new(Discipline::Deadline, None)
+    }
+
+    fn regulated() -> Line {
+        Line::new(Discipline::Deadline, Some(Regulator::new(Box::new(Headroom::default()), 0.02, 100.0, true)))
+    }
+
+    fn granted(line: &mut Line, number: u32) -> bool {
+        matches!(line.look(number, 0, &mut None), Found::Granted)
+    }
+
+    #[test]
+    fn the_least_time_left_goes_first() {
+        let mut line = by_deadline();
+        let [late, soon, never, middle] =
+            [Some(900), Some(300), None, Some(600)].map(|ms| line.join(0, ms.map(|ms| ms * MS), 0));
+        for next in [soon, middle, late, never] {
+            line.grant(MS);
+            assert!(granted(&mut line, next));
+        }
+    }
+
+    #[test]
+    fn without_deadlines_it_is_first_in_first_out_until_they_wait_for_long() {
+        let mut line = by_deadline();
+        let [first, second, third] = [0, 1, 2].map(|at| line.join(at * MS, None, 0));
+        line.grant(100 * MS);
+        assert!(granted(&mut line, first));
+        line.grant(102 * MS);
+        assert!(granted(&mut line, third), "the second has waited for more than 100 ms");
+        line.grant(102 * MS);
+        assert!(granted(&mut line, second));
+    }
+
+    #[test]
+    fn who_comes_too_late_is_told_how_late() {
+        let mut line = by_deadline();
+        let (late, there) = (line.join(0, Some(5 * MS), 0), line.join(0, Some(9 * MS), 0));
+        assert!(line.refuse_late(9 * MS).is_none(), "it has yet to be polled, and the time does not run before");
+        line.polled(late, Some(5 * MS));
+        assert!(line.refuse_late(4 * MS).is_none());
+        assert!(line.refuse_late(5 * MS).is_some() && line.refuse_late(5 * MS).is_none());
+        assert!(matches!(line.look(late, 5 * MS, &mut None), Found::Late(0, 1)));
+        assert!(matches!(line.look(there, 5 * MS, &mut None), Found::Waits(None)));
+        assert!(Line::default().refuse_late(u64::MAX).is_none(), "the order of coming knows no deadlines");
+    }
+
+    #[test]
+    fn while_the_gate_is_shut_one_looks_out_and_hands_on() {
+        let mut line = regulated();
+        line.regulator.as_mut().unwrap().fall_silent(0);
+        let [one, two] = [0, 1].map(|at| line.join(at, None, 0));
+        let Found::Waits(Some(until)) = line.look(one, 1, &mut None) else { panic!("the first to look looks out") };
+        assert!(matches!(line.look(two, 1, &mut None), Found::Waits(None)), "one is enough");
+        assert!(matches!(line.look(one, 1, &mut None), Found::Waits(Some(same)) if same == until), "it still does");
+        assert!(line.leave(one).0);
+        assert!(matches!(line.look(two, 1, &mut None), Found::Waits(Some(same)) if same == until), "nobody else does");
+        // Whoever is granted looks out no longer.
+        line.grant(until);
+        assert!(granted(&mut line, two) && line.lookout.is_none());
+    }
+
+    #[test]
+    fn who_looks_out_is_woken_if_the_gate_opens_sooner() {
+        let mut line = regulated();
+        line.regulator.as_mut().unwrap().fall_silent(1_000 * MS);
+        let one = line.join(0, None, 0);
+        let mut waker = Some(Waker::noop().clone());
+        assert!(matches!(line.look(one, 0, &mut waker), Found::Waits(Some(_))));
+        assert!(line.needs_lookout(1_000 * MS).is_none(), "it looks out already");
+        line.lookout = Some((one, u64::MAX));
+        assert!(line.needs_lookout(1_000 * MS).is_some(), "it would look too late");
+    }
+
+    #[test]
+    fn while_it_is_down_nobody_is_sent_again_and_again() {
+        let mut line = regulated();
+        line.regulator.as_mut().unwrap().fall_silent(0);
+        let [tired, first, second, spent] = [1, 0, 0, 2].map(|attempts| line.join(0, None, attempts));
+        for next in [second, first, tired, spent] {
+            line.grant(MS);
+            assert!(granted(&mut line, next));
+        }
+    }
+
+    #[test]
+    fn who_leaves_says_what_it_had() {
+        let mut line = by_deadline();
+        let [granted, late, waits] = [3, 1, 9].map(|ms| line.join(0, Some(ms * MS), 0));
+        line.polled(late, Some(MS));
+        assert!(line.refuse_late(2 * MS).is_some());
+        line.grant(2 * MS);
+        let left =
+            [granted, late, waits].map(|number| line.leave(number)).map(|(waited, granted, _)| (waited, granted));
+        assert_eq!(left, [(false, true), (false, false), (true, false)]);
+    }
+}

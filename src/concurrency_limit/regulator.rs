@@ -1,0 +1,504 @@
+//! May the next call go? What an adaptive limit decides by: the limit that finds itself, rests between calls where that is below
+//! one, and what is held back while the service is silent or fails every call.
+//!
+//! Pure: times are nanoseconds since some moment, and come as arguments.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::limits::{Limit, Recent, Sample};
+use crate::{Verdict, clock::nanos};
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Answered,
+    /// With a failure that is the service's, or the way's to it.
+    Failed,
+    /// The service said that it has too much to do.
+    Throttled,
+    /// Timed out, or its caller left.
+    GivenUp,
+    /// In a way that says nothing.
+    Unknown,
+}
+
+impl Ended {
+    #[inline]
+    pub(crate) fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Success | Verdict::Permanent => Ended::Answered,
+            Verdict::Transient { .. } | Verdict::Unsent | Verdict::Failed => Ended::Failed,
+            Verdict::Throttled { .. } => Ended::Throttled,
+            Verdict::Ignored => Ended::Unknown,
+        }
+    }
+}
+
+/// Whether a call may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// If fewer than so many are in flight.
+    Open(u32),
+    /// One, to see, unless so many are in flight.
+    Probe(u32),
+    /// Not before then, unless one ends.
+    Shut(u64),
+}
+
+/// What one call that ended was like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    pub(super) ended: Ended,
+    /// If it was pending.
+    pub(super) took: Option<Duration>,
+    /// From its start to its deadline.
+    pub(super) allowed: Option<Duration>,
+    /// How many were in flight until it ended.
+    pub(super) in_flight: u32,
+    /// Whether calls wait.
+    pub(super) limited: bool,
+}
+
+/// What a [`Limit`] is asked.
+#[derive(Debug)]
+pub(super) struct Question {
+    strategy: Box<dyn Limit>,
+    limit: f64,
+    sample: Sample,
+    least: f64,
+}
+
+impl Question {
+    pub(super) fn ask(&mut self) -> f64 {
+        self.strategy.update(self.limit, &self.sample)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Regulator {
+    /// `None` while it is asked, which is done outside of all locks.
+    strategy: Option<Box<dyn Limit>>,
+    limit: f64,
+    min: f64,
+    max: f64,
+    /// How long calls take now, in seconds.
+    recent: Recent,
+    /// How long they may take as a rule, in seconds.
+    allowed: f64,
+    /// While the limit is below one, nothing goes before this.
+    rests_until: u64,
+    /// Whether calls are held back while the service is down.
+    holds_back: bool,
+    /// Calls that went since the service is silent.
+    unanswered: i32,
+    failures: u32,
+    answered: u64,
+    went: u64,
+    /// What may still go to a service that fails.
+    credit: f64,
+}
+
+/// Silence: so many times the usual time without any answer, and at least so many seconds.
+const SILENT: f64 = 6.0;
+const SILENT_AT_LEAST: f64 = 0.02;
+
+/// Into the silence goes a call after this part of what calls may take, so that one is nearly always out to hear that it is over;
+/// then after twice that, and so on up to so much, as each leaves work behind that nobody waits for any more.
+const PROBE_AFTER: f64 = 0.7;
+const PROBE_AT_LEAST_AFTER: f64 = 3.0;
+
+/// If nobody says how long calls may take: one second.
+const ALLOWED: f64 = 1.0;
+
+/// It fails every call: so many in a row, and for so long.
+const FAILURES: u32 = 5;
+const FAILING: u64 = 100_000_000;
+
+/// To a service that fails every call goes one in so long, and two for each call that comes.
+const FAILING_GAP: u64 = 50_000_000;
+const CREDIT: f64 = 2.0;
+const MOST_CREDIT: f64 = 20.0;
+
+/// Whoever has less time left than so many times the usual is not let out to a service that is busy.
+const MARGIN: f64 = 2.0;
+
+impl Regulator {
+    pub(super) fn new(strategy: Box<dyn Limit>, min: f64, max: f64, holds_back: bool) -> Self {
+        let limit = strategy.initial().clamp(min, max);
+        Self {
+            strategy: Some(strategy),
+            limit,
+            min,
+            max,
+            recent: Recent::default(),
+            allowed: 0.0,
+            rests_until: 0,
+            holds_back,
+            unanswered: 0,
+            failures: 0,
+            answered: 0,
+            went: 0,
+            credit: MOST_CREDIT,
+        }
+    }
+
+    /// How many may be in flight while nothing is held back. Below one it is one, in between rests.
+    pub(super) fn calls(&self) -> u32 {
+        if self.max < 1.0 { 0 } else { (self.limit as u32).max(1) }
+    }
+
+    /// How many may be in flight for all who ask no further.
+    pub(super) fn unasked(&self) -> u32 {
+        if self.is_guarded() || self.limit < 1.0 { 0 } else { self.limit as u32 }
+    }
+
+    /// Whether every call is to be told of.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.unanswered > 0 || self.failures > 0 && self.holds_back
+    }
+
+    pub(super) fn gate(&self, now: u64) -> Gate {
+        if self.calls() == 0 {
+            return Gate::Open(0);
+        }
+        if self.unanswered > 0 {
+            let gap = PROBE_AFTER * 2f64.powi(self.unanswered - 1);
+            return self.probe_after(now, seconds(gap.min(PROBE_AT_LEAST_AFTER) * self.usually_allowed()));
+        }
+        if now < self.rests_until {
+            return Gate::Shut(self.rests_until);
+        }
+        if self.is_failing(now) {
+            let gap = if self.credit >= 1.0 { FAILING_GAP } else { seconds(self.usually_allowed()) };
+            return self.probe_after(now, gap);
+        }
+        Gate::Open(self.calls())
+    }
+
+    fn probe_after(&self, now: u64, gap: u64) -> Gate {
+        let at = self.went.saturating_add(gap);
+        if now < at { Gate::Shut(at) } else { Gate::Probe(self.max as u32) }
+    }
+
+    fn is_failing(&self, now: u64) -> bool {
+        self.holds_back && self.failures >= FAILURES && now.saturating_sub(self.answered) > FAILING
+    }
+
+    /// Whether the service is silent or fails every call.
+    pub(super) fn is_down(&self, now: u64) -> bool {
+        self.unanswered > 0 || self.is_failing(now)
+    }
+
+    /// How much time whoever goes must have left, in nanoseconds.
+    pub(super) fn least_left(&self) -> u64 {
+        seconds((MARGIN * self.recent.value).min(0.5 * self.usually_allowed()))
+    }
+
+    /// How long no answer is silence; `None` if that is not known yet, or does not matter.
+    pub(super) fn silent_after(&self) -> Option<u64> {
+        (self.holds_back && self.recent.value > 0.0).then(|| seconds((SILENT * self.recent.value).max(SILENT_AT_LEAST)))
+    }
+
+    /// A call came that was never sent before.
+    pub(super) fn came(&mut self) {
+        self.credit = (self.credit + CREDIT).min(MOST_CREDIT);
+    }
+
+    /// A call went.
+    pub(super) fn went(&mut self, now: u64) {
+        self.went = now;
+        if self.unanswered > 0 {
+            self.unanswered = self.unanswered.saturating_add(1);
+        } else if self.is_failing(now) {
+            self.credit = (self.credit - 1.0).max(0.0);
+        }
+    }
+
+    /// A call has just gone, and none was answered for as long as is silence.
+    pub(super) fn fall_silent(&mut self, now: u64) {
+        if self.unanswered == 0 {
+            self.unanswered = 1;
+            self.went = now;
+        }
+    }
+
+    /// A call ended. What is to be asked for a new limit, if it says anything about that.
+    pub(super) fn ended(&mut self, now: u64, at: Instant, call: Call) -> Option<Question> {
+        let silent = self.unanswered > 0;
+        if matches!(call.ended, Ended::Answered | Ended::Failed | Ended::Throttled) {
+            self.unanswered = 0;
+        }
+        match call.ended {
+            Ended::Answered => (self.failures, self.answered, self.credit) = (0, now, MOST_CREDIT),
+            Ended::Failed | Ended::Throttled => self.failures = self.failures.saturating_add(1),
+            Ended::GivenUp | Ended::Unknown => {}
+        }
+        let rtt = call.took?;
+        let took = rtt.as_secs_f64();
+        self.rest(now, took);
+        let counts = match call.ended {
+            Ended::Answered | Ended::Throttled => true,
+            // What fails at once says nothing about how busy the service is.
+            Ended::Failed => took > 0.5 * self.recent.value,
+            Ended::GivenUp => took > 3.0 * self.recent.value,
+            Ended::Unknown => false,
+        };
+        if let Some(allowed) = call.allowed {
+            self.is_allowed(allowed.as_secs_f64());
+        } else if call.ended == Ended::GivenUp && counts {
+            self.is_allowed(took);
+        }
+        if !counts {
+            return None;
+        }
+        if call.ended != Ended::Throttled {
+            self.recent.add(took, 0.3 / (self.limit / 2.0).max(1.0));
+        }
+        let sample = Sample {
+            limited: call.limited,
+            dropped: matches!(call.ended, Ended::Throttled | Ended::GivenUp),
+            allowed: call.allowed,
+            ..Sample::new(at, rtt, call.in_flight as usize)
+        };
+        // That a service is down says little about how much it can do.
+        let least = if silent && call.ended == Ended::GivenUp { self.limit.min(1.0) } else { self.min };
+        Some(Question { strategy: self.strategy.take()?, limit: self.limit, sample, least })
+    }
+
+    /// The question comes back, with its answer if there was one.
+    pub(super) fn adopt(&mut self, now: u64, question: Question, next: Option<f64>) {
+        let Question { strategy, sample, least, .. } = question;
+        self.strategy = Some(strategy);
+        if let Some(next) = next.filter(|next| !next.is_nan()) {
+            self.limit = self.within(next.max(least));
+            self.rest(now, sample.rtt.as_secs_f64());
+        }
+    }
+
+    /// Below one there is a pause after each call, so that on average so much of one is in flight.
+    fn rest(&mut self, now: u64, took: f64) {
+        if self.limit < 1.0 {
+            let longest = PROBE_AT_LEAST_AFTER * self.usually_allowed();
+            self.rests_until = now.saturating_add(seconds((took * (1.0 / self.limit - 1.0)).min(longest)));
+        }
+    }
+
+    fn is_allowed(&mut self, time: f64) {
+        // Of what was left of it as a call went, the most: others have waited.
+        self.allowed = time.max(self.allowed + 0.01 * (time - self.allowed));
+    }
+
+    fn usually_allowed(&self) -> f64 {
+        if self.allowed > 0.0 { self.allowed } else { ALLOWED }
+    }
+
+    /// How far it may go. Zero: nowhere, until it may again.
+    pub(super) fn bound(&mut self, max: f64) {
+        self.max = max;
+        self.limit = self.within(self.limit);
+    }
+
+    fn within(&self, limit: f64) -> f64 {
+        limit.clamp(self.min, self.max.max(self.min))
+    }
+}
+
+/// As nanoseconds, saturating.
+fn seconds(time: f64) -> u64 {
+    nanos(Duration::try_from_secs_f64(time.max(0.0)).unwrap_or(Duration::MAX))
+}
+
+#[cfg(all(test, not(buttress_loom)))]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    /// Says what it is told to.
+    #[derive(Debug)]
+    struct Says(f64);
+
+    impl Limit for Says {
+        fn initial(&self) -> f64 {
+            self.0
+        }
+
+        fn update(&mut self, _: f64, sample: &Sample) -> f64 {
+            if sample.dropped { self.0 / 4.0 } else { self.0 }
+        }
+    }
+
+    const MS: u64 = 1_000_000;
+
+    fn regulator(limit: f64) -> Regulator {
+        Regulator::new(Box::new(Says(limit)), 0.02, 100.0, true)
+    }
+
+    fn end(regulator: &mut Regulator, now: u64, ended: Ended, took: u64) {
+        let call = Call {
+            ended,
+            took: Some(Duration::from_nanos(took)),
+            allowed: Some(Duration::from_secs(1)),
+            in_flight: 1,
+            limited: false,
+        };
+        if let Some(mut question) = regulator.ended(now, clock::now(), call) {
+            let next = question.ask();
+            regulator.adopt(now, question, Some(next));
+        }
+    }
+
+    /// One that knows that calls take 20 ms.
+    fn calm(limit: f64) -> Regulator {
+        let mut regulator = regulator(limit);
+        for number in 0..10 {
+            end(&mut regulator, number * 100 * MS, Ended::Answered, 20 * MS);
+        }
+        regulator
+    }
+
+    #[test]
+    fn a_limit_below_one_rests_in_between() {
+        let regulator = calm(0.25);
+        let now = 900 * MS;
+        assert_eq!(regulator.unasked(), 0, "each call asks");
+        // A quarter of one: three times as long as the call took.
+        assert_eq!(regulator.gate(now), Gate::Shut(now + 60 * MS));
+        assert_eq!(regulator.gate(now + 60 * MS), Gate::Open(1));
+    }
+
+    #[test]
+    fn a_limit_keeps_within_its_bounds_and_is_no_nonsense() {
+        let mut regulator = calm(1e9);
+        assert_eq!(regulator.gate(0), Gate::Open(100));
+        regulator.bound(7.0);
+        assert_eq!((regulator.gate(0), regulator.unasked()), (Gate::Open(7), 7));
+        regulator.fall_silent(0);
+        assert_eq!(regulator.gate(60_000 * MS), Gate::Probe(7), "a probe is no exception");
+        regulator.bound(0.0);
+        end(&mut regulator, 0, Ended::Answered, 20 * MS);
+        let back = regulator.limit;
+        assert!(back >= 0.02, "{back}");
+        assert_eq!((regulator.gate(u64::MAX), regulator.unasked()), (Gate::Open(0), 0), "zero is nobody");
+        let mut regulator = calm(1e-9);
+        assert_eq!(regulator.limit, 0.02);
+        regulator.strategy = Some(Box::new(Says(f64::NAN)));
+        end(&mut regulator, 0, Ended::Answered, 20 * MS);
+        assert_eq!(regulator.limit, 0.02);
+    }
+
+    #[test]
+    fn into_silence_goes_one_call_now_and_then() {
+        let mut regulator = calm(8.0);
+        assert_eq!(regulator.silent_after(), Some(120 * MS), "six times the usual");
+        let began = 2_000 * MS;
+        regulator.fall_silent(began);
+        assert!(regulator.is_guarded() && regulator.is_down(began) && regulator.unasked() == 0);
+        let mut gone = vec![began];
+        for _ in 0..6 {
+            let last = *gone.last().unwrap();
+            let Gate::Shut(at) = regulator.gate(last) else { panic!("one has just gone") };
+            assert_eq!((regulator.gate(at - 1), regulator.gate(at)), (Gate::Shut(at), Gate::Probe(100)));
+            regulator.went(at);
+            gone.push(at);
+        }
+        let gaps: Vec<_> = gone.windows(2).map(|two| (two[1] - two[0]) / MS).collect();
+        assert_eq!(gaps, [700, 1_400, 2_800, 3_000, 3_000, 3_000], "of calls that may take a second");
+        // Whoever gave up says nothing, any answer that it is over, an error too.
+        end(&mut regulator, 20_000 * MS, Ended::GivenUp, 1_000 * MS);
+        assert!(regulator.unanswered > 0 && regulator.limit >= 1.0, "a silence takes no more than down to one");
+        end(&mut regulator, 20_000 * MS, Ended::Failed, MS);
+        assert_eq!(regulator.unanswered, 0);
+    }
+
+    #[test]
+    fn what_fails_every_call_is_asked_one_at_a_time_and_twice_for_each_that_comes() {
+        let mut regulator = calm(8.0);
+        let mut now = 2_000 * MS;
+        for _ in 0..4 {
+            end(&mut regulator, now, Ended::Failed, MS);
+        }
+        assert_eq!(regulator.gate(now), Gate::Open(8), "four are not all");
+        end(&mut regulator, now, Ended::Failed, MS);
+        assert!(regulator.is_down(now) && regulator.unasked() == 0);
+        let mut probes = 0;
+        for _ in 0..1_000 {
+            now += 10 * MS;
+            if regulator.gate(now) == Gate::Probe(100) {
+                regulator.went(now);
+                end(&mut regulator, now, Ended::Failed, MS);
+                probes += 1;
+            }
+        }
+        assert!(
+            (28..=30).contains(&probes),
+            "twenty, and then one for each of the seconds that calls may take: {probes}"
+        );
+        for _ in 0..3 {
+            regulator.came();
+        }
+        let mut more = 0;
+        for _ in 0..100 {
+            now += 10 * MS;
+            if regulator.gate(now) == Gate::Probe(100) {
+                regulator.went(now);
+                more += 1;
+            }
+        }
+        assert!((6..=7).contains(&more), "two for each that came: {more}");
+        end(&mut regulator, now, Ended::Answered, 20 * MS);
+        assert_eq!((regulator.gate(now), regulator.unasked()), (Gate::Open(8), 8), "one answer, and all may go");
+    }
+
+    #[test]
+    fn failures_that_come_faster_than_a_tenth_of_a_second_are_no_outage() {
+        let mut regulator = calm(8.0);
+        let now = 901 * MS;
+        (0..50).for_each(|_| end(&mut regulator, now, Ended::Failed, MS));
+        assert_eq!(regulator.gate(now), Gate::Open(8));
+        assert_eq!(regulator.gate(now + 200 * MS), Gate::Probe(100));
+    }
+
+    #[test]
+    fn who_does_not_hold_back_lets_all_go() {
+        let mut regulator = Regulator::new(Box::new(Says(8.0)), 1.0, 100.0, false);
+        (0..50).for_each(|at| end(&mut regulator, at * 1_000 * MS, Ended::Failed, MS));
+        assert_eq!((regulator.gate(60_000 * MS), regulator.silent_after()), (Gate::Open(8), None));
+        assert!(!regulator.is_guarded());
+    }
+
+    #[test]
+    fn what_says_nothing_is_not_asked_about() {
+        let mut regulator = calm(8.0);
+        for (ended, took, counts) in [
+            (Ended::Unknown, 20, false),
+            (Ended::Failed, 9, false),
+            (Ended::Failed, 11, true),
+            (Ended::GivenUp, 59, false),
+            (Ended::GivenUp, 70, true),
+            (Ended::Throttled, 1, true),
+        ] {
+            let took = Some(Duration::from_millis(took));
+            let call = Call { ended, took, allowed: None, in_flight: 1, limited: false };
+            let question = regulator.ended(2_000 * MS, clock::now(), call);
+            assert_eq!(question.is_some(), counts, "{ended:?} after {took:?}");
+            if let Some(question) = question {
+                let dropped = question.sample.dropped;
+                assert_eq!(dropped, matches!(ended, Ended::GivenUp | Ended::Throttled), "{ended:?}");
+                regulator.adopt(2_000 * MS, question, None);
+            }
+        }
+    }
+
+    #[test]
+    fn who_has_too_little_time_left_is_known_by_what_is_usual() {
+        assert_eq!(regulator(8.0).least_left(), 0, "nothing is known yet");
+        let mut regulator = calm(8.0);
+        assert_eq!(regulator.least_left(), 40 * MS, "twice the usual");
+        for at in 0..100 {
+            end(&mut regulator, at * 1_000 * MS, Ended::Answered, 900 * MS);
+        }
+        assert_eq!(regulator.least_left(), 500 * MS, "and at most half of all the time");
+    }
+}

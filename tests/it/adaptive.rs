@@ -1,0 +1,393 @@
+//! A limit that finds itself, and what it does while the service is down.
+
+#![allow(clippy::disallowed_methods, reason = "a story looks at the clock, which is paused")]
+
+use std::{
+    convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use buttress::{
+    ConcurrencyLimit, Deadline, Error, Policy, Reason, Rule, Verdict,
+    concurrency_limit::{Aimd, Discipline, Gradient2, Headroom, Limit, Sample, Vegas},
+};
+use futures_util::future::join_all;
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+use crate::support::{Counts, ms, secs};
+
+/// Always says this.
+#[derive(Clone, Copy, Debug)]
+struct Says(f64);
+
+impl Limit for Says {
+    fn initial(&self) -> f64 {
+        self.0
+    }
+
+    fn update(&mut self, _: f64, _: &Sample) -> f64 {
+        self.0
+    }
+}
+
+/// A service of so many workers, each call of which takes 20 ms; what it cannot do waits.
+#[derive(Clone)]
+struct Workers {
+    workers: Arc<Semaphore>,
+    counts: Counts,
+    fails: Arc<AtomicBool>,
+}
+
+impl Workers {
+    fn new(workers: usize) -> Self {
+        Self { workers: Arc::new(Semaphore::new(workers)), counts: Counts::default(), fails: Arc::default() }
+    }
+
+    async fn ask(&self) -> Result<(), &'static str> {
+        let _running = self.counts.enter();
+        if self.fails.load(SeqCst) {
+            sleep(ms(1)).await;
+            return Err("refused");
+        }
+        let _worker = self.workers.acquire().await.unwrap();
+        sleep(ms(20)).await;
+        Ok(())
+    }
+}
+
+/// Calls that come every so many milliseconds, for as long as is said: how many were answered of all.
+async fn load(policy: &Policy, service: &Workers, every: u64, lasts: u64) -> (usize, usize) {
+    let mut calls = JoinSet::new();
+    let began = Instant::now();
+    while began.elapsed() < ms(lasts) {
+        let (policy, service) = (policy.clone(), service.clone());
+        calls.spawn(async move { policy.call(|| service.ask()).await.is_ok() });
+        sleep(ms(every)).await;
+    }
+    let ends = calls.join_all().await;
+    (ends.iter().filter(|ok| **ok).count(), ends.len())
+}
+
+fn standard() -> Policy {
+    Policy::standard("service").deadline(secs(1)).build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overload_is_answered_as_far_as_the_service_can() {
+    let (policy, service) = (standard(), Workers::new(4));
+    assert_eq!(load(&policy, &service, 10, 2_000).await, (200, 200), "half of what it can do");
+    // Four workers answer 200 a second; a thousand come.
+    let (answered, of) = load(&policy, &service, 1, 5_000).await;
+    assert_eq!(of, 5_000);
+    assert!(answered >= 920, "{answered} of the 1,000 that it can do, and another second's in its line");
+    let asked = service.counts.calls();
+    assert!((asked - 200) * 4 <= answered * 5, "next to nothing was asked in vain: {asked} for {answered}");
+    assert_eq!(load(&policy, &service, 10, 2_000).await, (200, 200), "and then all is as before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_while_the_service_fails_every_call_is_answered_when_it_is_back() {
+    let (policy, service) = (standard(), Workers::new(4));
+    load(&policy, &service, 10, 1_000).await;
+    service.fails.store(true, SeqCst);
+    let before = service.counts.calls();
+    assert_eq!(load(&policy, &service, 20, 3_000).await.0, 0);
+    let asked = service.counts.calls() - before;
+    assert!(asked <= 2 * 150 + 20, "no more than two for each of 150 calls: {asked}");
+    let waiting: Vec<_> = (0..10).map(|_| policy.call(|| service.ask())).collect();
+    let back = async {
+        sleep(ms(700)).await;
+        service.fails.store(false, SeqCst);
+    };
+    let (ends, ()) = tokio::join!(join_all(waiting), back);
+    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_service_is_asked_now_and_then() {
+    let (policy, service) = (standard(), Workers::new(4));
+    load(&policy, &service, 10, 1_000).await;
+    let workers = service.workers.clone().acquire_many_owned(4).await.unwrap();
+    let before = service.counts.calls();
+    let (answered, of) = load(&policy, &service, 10, 10_000).await;
+    let asked = service.counts.calls() - before;
+    assert_eq!((answered, of), (0, 1_000));
+    assert!((5..=25).contains(&asked), "its line is not filled with what nobody waits for: {asked}");
+    drop(workers);
+    load(&policy, &service, 10, 3_000).await;
+    assert_eq!(load(&policy, &service, 10, 1_000).await, (100, 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_below_one_pauses_between_calls() {
+    let limit = ConcurrencyLimit::builder().adaptive(Says(0.25)).max_queue(10).build().unwrap();
+    let service = Workers::new(9);
+    let began = Instant::now();
+    let calls = (0..5).map(|_| limit.call(service.ask()));
+    assert!(join_all(calls).await.iter().all(Result::is_ok));
+    // Each takes 20 ms, and is followed by 60 ms of rest.
+    assert_eq!(began.elapsed().as_millis() / 10, 34);
+    assert_eq!((service.counts.most(), limit.max_in_flight()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn through_a_layer_it_learns_from_a_service() {
+    let limit = ConcurrencyLimit::builder().adaptive(Aimd::default().slow(ms(50))).build().unwrap();
+    let mut service = limit.layer().layer(service_fn(|time: u64| async move {
+        sleep(ms(time)).await;
+        Ok::<_, Error<Infallible>>(())
+    }));
+    for time in [10, 60, 60] {
+        service.ready().await.unwrap().call(time).await.unwrap();
+    }
+    assert_eq!(limit.max_in_flight(), 16, "of 20 a tenth less, twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_given_up_has_been_dropped_if_it_took_long() {
+    let seen = Arc::<Mutex<Vec<(bool, u128)>>>::default();
+
+    #[derive(Clone, Debug)]
+    struct Writes(Arc<Mutex<Vec<(bool, u128)>>>);
+
+    impl Limit for Writes {
+        fn update(&mut self, limit: f64, sample: &Sample) -> f64 {
+            self.0.lock().unwrap().push((sample.dropped, sample.rtt.as_millis()));
+            limit
+        }
+    }
+
+    let limit = ConcurrencyLimit::builder().adaptive(Writes(seen.clone())).build().unwrap();
+    let policy = Policy::plain("service").concurrency_limit(&limit).timeout(ms(200)).build().unwrap();
+    let call = |time| {
+        policy.call(move || async move {
+            sleep(ms(time)).await;
+            Ok::<_, ()>(())
+        })
+    };
+    call(10).await.unwrap();
+    assert!(call(500).await.is_err(), "the attempt timeout");
+    assert!(timeout(ms(100), call(150)).await.is_err(), "its caller leaves");
+    assert!(timeout(ms(15), call(150)).await.is_err(), "and another one, too soon to say anything");
+    assert_eq!(*seen.lock().unwrap(), [(false, 10), (true, 200), (true, 100)]);
+    assert_eq!(limit.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn verdicts_say_what_a_failure_is_to_a_limit() {
+    let limit = ConcurrencyLimit::builder().adaptive(Aimd::default()).build().unwrap();
+    let judge = |outcome: Result<&(), &Verdict>| outcome.map_or_else(|verdict| *verdict, |()| Verdict::Success);
+    let policy = Policy::plain("service")
+        .classify(buttress::classify::from_fn(judge))
+        .concurrency_limit(&limit)
+        .build()
+        .unwrap();
+    for (verdict, calls) in
+        [(Verdict::Permanent, 20), (Verdict::TRANSIENT, 20), (Verdict::Ignored, 20), (Verdict::THROTTLED, 18)]
+    {
+        let call = policy.call(|| async {
+            sleep(ms(10)).await;
+            Err::<(), _>(verdict)
+        });
+        assert!(call.await.is_err());
+        assert_eq!(limit.max_in_flight(), calls, "{verdict:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_least_time_left_goes_first_and_who_is_too_late_is_told() {
+    let limit =
+        ConcurrencyLimit::builder().max_in_flight(1).max_queue(9).discipline(Discipline::Deadline).build().unwrap();
+    let held = limit.acquire().await.unwrap();
+    let order = Arc::<Mutex<Vec<u64>>>::default();
+    let mut calls = JoinSet::new();
+    for time in [300, 100, 900, 200] {
+        let (limit, order) = (limit.clone(), order.clone());
+        calls.spawn(async move {
+            let call = limit.call(async {
+                order.lock().unwrap().push(time);
+                sleep(ms(10)).await;
+                Ok::<_, Infallible>(())
+            });
+            Deadline::after(ms(time)).scope(call).await.map_err(|no| no.rejection().unwrap().rule())
+        });
+    }
+    sleep(ms(150)).await;
+    drop(held);
+    let ends = calls.join_all().await;
+    assert_eq!(*order.lock().unwrap(), [200, 300, 900]);
+    assert_eq!(ends.iter().filter(|end| **end == Err(Rule::Deadline)).count(), 1, "{ends:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_less_time_left_than_an_answer_takes_is_refused_at_the_door() {
+    let limit = ConcurrencyLimit::builder()
+        .name("service")
+        .adaptive(Says(1.0))
+        .max_queue(9)
+        .discipline(Discipline::Deadline)
+        .build()
+        .unwrap();
+    let service = Workers::new(1);
+    for _ in 0..10 {
+        limit.call(service.ask()).await.unwrap();
+    }
+    let runs = tokio::spawn({
+        let (limit, service) = (limit.clone(), service.clone());
+        async move { limit.call(service.ask()).await }
+    });
+    sleep(ms(1)).await;
+    let late = Deadline::after(ms(30)).scope(limit.call(service.ask())).await.unwrap_err();
+    let late = late.rejection().unwrap();
+    assert_eq!((late.reason(), late.rule()), (Reason::Overloaded, Rule::TooLate));
+    assert_eq!(late.to_string(), "concurrency limit `service` is overloaded: 0.030 s left, 0.040 s needed");
+    runs.await.unwrap().unwrap();
+    assert_eq!(service.counts.calls(), 11, "it was not asked in vain");
+    // With nobody before it, there is nothing to lose by asking.
+    Deadline::after(ms(30)).scope(limit.call(service.ask())).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_looks_out_hands_on_when_it_leaves() {
+    let limit = ConcurrencyLimit::builder().adaptive(Says(0.1)).max_queue(9).build().unwrap();
+    let service = Workers::new(1);
+    limit.call(service.ask()).await.unwrap();
+    let first = tokio::spawn({
+        let (limit, service) = (limit.clone(), service.clone());
+        async move { limit.call(service.ask()).await }
+    });
+    sleep(ms(1)).await;
+    let second = tokio::spawn({
+        let (limit, service) = (limit.clone(), service.clone());
+        async move { limit.call(service.ask()).await }
+    });
+    sleep(ms(1)).await;
+    first.abort();
+    // It rests for nine times 20 ms, and nobody else would wake the second.
+    timeout(ms(300), second).await.expect("somebody looks out").unwrap().unwrap();
+    assert_eq!((limit.in_flight(), limit.waiting()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn permits_wait_and_rest_as_calls_do_and_say_nothing() {
+    let limit = ConcurrencyLimit::builder().adaptive(Says(0.1)).max_queue(9).max_wait(ms(50)).build().unwrap();
+    limit.call(Workers::new(1).ask()).await.unwrap();
+    assert_eq!(limit.try_acquire().unwrap_err().rule(), Rule::LimitReached, "it rests");
+    let began = Instant::now();
+    assert_eq!(limit.acquire().await.unwrap_err().rule(), Rule::MaxWait);
+    assert_eq!(began.elapsed().as_millis() / 10, 5);
+    sleep(ms(200)).await;
+    drop(limit.try_acquire().unwrap());
+    let began = Instant::now();
+    drop(limit.acquire().await.unwrap());
+    assert!(began.elapsed() < ms(1), "nothing was told of the permit, so there is nothing to rest from");
+}
+
+/// A limit that panics, once.
+#[derive(Clone, Debug)]
+struct Panics(Arc<AtomicUsize>);
+
+impl Limit for Panics {
+    fn update(&mut self, limit: f64, _: &Sample) -> f64 {
+        assert!(self.0.fetch_add(1, SeqCst) != 1, "I panic");
+        limit + 1.0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_panics_is_there_again_for_the_next_call() {
+    let asked = Arc::<AtomicUsize>::default();
+    let limit = ConcurrencyLimit::builder().adaptive(Panics(asked.clone())).build().unwrap();
+    let service = Workers::new(1);
+    limit.call(service.ask()).await.unwrap();
+    let call = tokio::spawn({
+        let (limit, service) = (limit.clone(), service.clone());
+        async move { limit.call(service.ask()).await }
+    });
+    assert!(call.await.unwrap_err().is_panic());
+    limit.call(service.ask()).await.unwrap();
+    assert_eq!((asked.load(SeqCst), limit.max_in_flight(), limit.in_flight()), (3, 22, 0));
+}
+
+/// A limit that asks for itself.
+#[derive(Clone, Debug)]
+struct Looks(Arc<OnceLock<ConcurrencyLimit>>);
+
+impl Limit for Looks {
+    fn update(&mut self, limit: f64, _: &Sample) -> f64 {
+        if let Some(own) = self.0.get() {
+            own.resize(7);
+            drop(own.try_acquire());
+        }
+        limit
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_may_use_its_own_handle() {
+    let own = Arc::<OnceLock<ConcurrencyLimit>>::default();
+    let limit = ConcurrencyLimit::builder().adaptive(Looks(own.clone())).build().unwrap();
+    own.set(limit.clone()).unwrap();
+    limit.call(Workers::new(1).ask()).await.unwrap();
+    assert_eq!(limit.max_in_flight(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_strategy_keeps_within_its_bounds() {
+    async fn bounds(limit: impl Limit + Clone + Sync) {
+        let limit = ConcurrencyLimit::builder()
+            .adaptive(limit)
+            .min_in_flight(3.0)
+            .max_in_flight(9)
+            .max_queue(99)
+            .build()
+            .unwrap();
+        for took in [1, 1, 5_500, 1, 400, 1] {
+            let calls = (0..40).map(|_| {
+                limit.call(async {
+                    sleep(ms(took)).await;
+                    Ok::<_, Infallible>(())
+                })
+            });
+            join_all(calls).await.into_iter().for_each(|end| end.unwrap());
+            assert!((3..=9).contains(&limit.max_in_flight()), "{limit:?}");
+        }
+    }
+    bounds(Aimd::default()).await;
+    bounds(Vegas::default()).await;
+    bounds(Gradient2::default()).await;
+    bounds(Headroom::default()).await;
+}
+
+#[test]
+fn what_only_an_adaptive_limit_has_is_refused_elsewhere() {
+    let error = ConcurrencyLimit::builder().max_in_flight(1).hold_back(true).min_in_flight(0.0).build().unwrap_err();
+    let problems: Vec<_> = error.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        [
+            "concurrency_limit.min_in_flight = 0.0: must be above 0 and at most 2^30",
+            "concurrency_limit.min_in_flight = 0.0: must not be set unless the limit is adaptive",
+            "concurrency_limit.hold_back = true: must not be set unless the limit is adaptive",
+        ]
+    );
+}
+
+#[test]
+fn each_handle_of_the_same_settings_finds_its_own() {
+    let settings = ConcurrencyLimit::builder().adaptive(Headroom::default());
+    let (one, other) = (settings.clone().build().unwrap(), settings.build().unwrap());
+    one.resize(2);
+    assert_eq!((one.max_in_flight(), other.max_in_flight()), (2, 4));
+    assert!(catch_unwind(AssertUnwindSafe(|| one.resize(0))).is_ok());
+    assert!(one.try_acquire().is_err(), "zero admits nobody");
+}
