@@ -1,122 +1,109 @@
-//! The figures as a table, and what they say in words.
+//! The figures as tables in Markdown: faults are rows, contenders columns.
 
 use std::{fmt::Write, time::Duration};
 
-use super::{
-    Outcome,
-    sim::{contenders::Contender, figures::Figures, storms::Storm},
-};
+use super::sim::{contenders::Contender, faults::Fault, figures::Figures};
 
-/// One column.
-struct Column {
-    title: &'static str,
-    figure: fn(&Figures) -> f64,
-    unit: Unit,
+/// What became of one contender in one fault, for each seed.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub contender: Contender,
+    pub seeds: Vec<Figures>,
 }
 
-enum Unit {
-    /// More is better.
-    Percent,
-    /// Less is better.
-    Millis,
-    /// Less is better.
-    Times,
-}
-
-const COLUMNS: [Column; 6] = [
-    Column { title: "answered in the storm", figure: |seed| seed.storm, unit: Unit::Percent },
-    Column { title: "answered after it", figure: |seed| seed.after, unit: Unit::Percent },
-    Column { title: "median", figure: |seed| seed.median.as_secs_f64(), unit: Unit::Millis },
-    Column { title: "p99", figure: |seed| seed.p99.as_secs_f64(), unit: Unit::Millis },
-    Column { title: "requests per call in the storm", figure: |seed| seed.amplification, unit: Unit::Times },
-    Column { title: "a minute later", figure: |seed| seed.at_last, unit: Unit::Times },
-];
-
-impl Column {
-    fn mean(&self, seeds: &[Figures]) -> f64 {
-        seeds.iter().map(self.figure).sum::<f64>() / seeds.len() as f64
+impl Outcome {
+    pub fn mean(&self, figure: impl Fn(&Figures) -> f64) -> f64 {
+        mean(self.seeds.iter().map(figure))
     }
 
-    fn show(&self, seeds: &[Figures]) -> String {
-        let mean = self.mean(seeds);
-        match self.unit {
-            Unit::Percent => format!("{:.1} %", 100.0 * mean),
-            Unit::Millis => format!("{:.0} ms", 1000.0 * mean),
-            Unit::Times => format!("{mean:.2}"),
-        }
-    }
-
-    /// Whether one is better than the other by more than chance has it.
-    fn is_better(&self, one: &[Figures], other: &[Figures]) -> bool {
-        let (one, other) = (self.mean(one), self.mean(other));
-        match self.unit {
-            Unit::Percent => one > other + 0.005,
-            Unit::Millis => one < other * 0.9 && one < other - 0.005,
-            Unit::Times => one < other - 0.01,
-        }
+    /// On average; none if it is not back before the end for some seed.
+    pub fn back(&self) -> Option<f64> {
+        let times: Option<Vec<Duration>> = self.seeds.iter().map(|seed| seed.back).collect();
+        Some(mean(times?.iter().map(Duration::as_secs_f64)))
     }
 }
 
-/// In Markdown.
-pub fn table(storms: &[(Storm, Vec<Outcome>)]) -> String {
-    let titles: String = COLUMNS.iter().map(|column| format!(" {} |", column.title)).collect();
-    let mut table =
-        format!("| storm | |{titles} back after |\n| --- | --- |{} ---: |\n", " ---: |".repeat(COLUMNS.len()));
-    for (storm, outcomes) in storms {
-        let mut name = format!("**{}**", storm.name);
-        for Outcome { contender, seeds } in outcomes {
-            let cells: String = COLUMNS.iter().map(|column| format!(" {} |", column.show(seeds))).collect();
-            let _ = writeln!(table, "| {name} | {} |{cells} {} |", contender.name(), back(seeds));
-            name.clear();
-        }
-    }
+/// One fault, and how all came through, always in the same order.
+pub type Row = (Fault, Vec<Outcome>);
+
+/// The faults and what each does.
+pub fn faults() -> String {
+    let rows: String = Fault::ALL.iter().map(|fault| format!("| {} | {} |\n", fault.name, fault.about)).collect();
+    format!("| fault | from second 20 to 50 |\n| --- | --- |\n{rows}")
+}
+
+/// How much of what the oracle serves, with what it comes to over all faults.
+pub fn served(rows: &[Row]) -> String {
+    let mut table = head("answered, of what the oracle serves", rows);
+    body(&mut table, rows, |outcome| percent(outcome.mean(|seed| seed.of_possible)));
+    line(&mut table, "**mean**", each(rows, |all| format!("**{}**", percent(mean(all.map(of_possible))))));
+    line(&mut table, "mean load", each(rows, |all| format!("{:.2}", mean(all.map(load)))));
+    line(
+        &mut table,
+        "not back within 18 s",
+        each(rows, |all| match all.filter(|one| one.back().is_none()).count() {
+            0 => "never".into(),
+            1 => "after 1 fault".into(),
+            faults => format!("after {faults} faults"),
+        }),
+    );
+    let lost = |one: &Outcome| one.mean(|seed| seed.lost_in_calm);
+    line(&mut table, "lost in the calm, per million", each(rows, |all| format!("{:.0}", 1e6 * mean(all.map(lost)))));
     table
 }
 
-/// From the first seed to come back to the last.
-fn back(seeds: &[Figures]) -> String {
-    let times = || seeds.iter().map(|seed| seed.back.unwrap_or(Duration::MAX));
-    match (times().min(), times().max()) {
-        (Some(Duration::MAX), _) => "never".into(),
-        (Some(first), Some(Duration::MAX)) => format!("{} s to never", first.as_secs()),
-        (Some(first), Some(last)) if first != last => format!("{} to {} s", first.as_secs(), last.as_secs()),
-        (first, _) => format!("{} s", first.unwrap_or_default().as_secs()),
+/// Requests to calls.
+pub fn loads(rows: &[Row]) -> String {
+    let mut table = head("requests per call during the fault", rows);
+    body(&mut table, rows, |outcome| format!("{:.2}", load(outcome)));
+    table
+}
+
+/// How soon all is well.
+pub fn backs(rows: &[Row]) -> String {
+    let mut table = head("back after", rows);
+    body(&mut table, rows, |outcome| outcome.back().map_or("> 18 s".into(), |secs| format!("{secs:.1} s")));
+    table
+}
+
+pub fn of_possible(outcome: &Outcome) -> f64 {
+    outcome.mean(|seed| seed.of_possible)
+}
+
+pub fn load(outcome: &Outcome) -> f64 {
+    outcome.mean(|seed| seed.load)
+}
+
+pub fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+pub fn mean(all: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = all.fold((0.0, 0_u32), |(sum, count), one| (sum + one, count + 1));
+    sum / f64::from(count)
+}
+
+/// Over the faults, for each contender.
+fn each<'a>(rows: &'a [Row], cell: impl Fn(&mut dyn Iterator<Item = &'a Outcome>) -> String) -> Vec<String> {
+    let contenders = rows.first().map_or(0, |(_, outcomes)| outcomes.len());
+    (0..contenders).map(|at| cell(&mut rows.iter().map(|(_, outcomes)| &outcomes[at]))).collect()
+}
+
+fn head(title: &str, rows: &[Row]) -> String {
+    let names = each(rows, |all| all.next().map_or(String::new(), |one| one.contender.name.into()));
+    let rule = " ---: |".repeat(names.len());
+    let mut table = String::new();
+    line(&mut table, title, names);
+    let _ = writeln!(table, "| --- |{rule}");
+    table
+}
+
+fn body(table: &mut String, rows: &[Row], cell: fn(&Outcome) -> String) {
+    for (fault, outcomes) in rows {
+        line(table, fault.name, outcomes.iter().map(cell).collect());
     }
 }
 
-/// What it comes to; the bad news too.
-pub fn account(storms: &[(Storm, Vec<Outcome>)]) -> String {
-    let mut text = String::new();
-    for (storm, outcomes) in storms {
-        let of =
-            |who| outcomes.iter().find(|outcome| outcome.contender == who).map_or(&[][..], |outcome| &outcome.seeds);
-        let (naive, ours) = (of(Contender::NaiveRetry), of(Contender::Buttress));
-        if back(naive) == "never" {
-            let [.., requests] = &COLUMNS;
-            let _ = writeln!(
-                text,
-                "- {}: naive retry stays down. The server is well again and never idle, but with {} requests per call its line is \
-                 so long that whoever is answered has gone. buttress is back after {}.",
-                storm.name,
-                requests.show(naive),
-                back(ours),
-            );
-        }
-        for column in &COLUMNS {
-            let others = outcomes.iter().filter(|outcome| outcome.contender != Contender::Defaults);
-            let better: Vec<_> = others
-                .filter(|other| column.is_better(&other.seeds, ours))
-                .map(|other| format!("{} has {}", other.contender.name(), column.show(&other.seeds)))
-                .collect();
-            if !better.is_empty() {
-                let (storm, title, better) = (storm.name, column.title, better.join(", "));
-                let _ = writeln!(
-                    text,
-                    "- {storm}, {title}: buttress is not the best with {}; {better}.",
-                    column.show(ours)
-                );
-            }
-        }
-    }
-    text
+fn line(table: &mut String, title: &str, cells: Vec<String>) {
+    let _ = writeln!(table, "| {title} | {} |", cells.join(" | "));
 }

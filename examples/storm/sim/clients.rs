@@ -1,19 +1,20 @@
-//! Who calls: an open loop, in which calls come when they come, whether the ones before were answered or not.
+//! Sends the clients of one contender through one fault.
 
 use std::{io, time::Duration};
 
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::{
     runtime::Builder,
     task::JoinSet,
-    time::{sleep_until, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 
 use super::{
-    contenders::Contender,
+    arrivals::{Arrival, arrivals},
+    contenders::{Contender, Tick},
+    faults::Fault,
     hosts::{Failure, Hosts},
     server::Counts,
-    storms::{CLIENTS, PATIENCE, RATE, Storm, Times},
+    setup::{PATIENCE, Setup},
 };
 
 /// One call, and how it ended. Each ends in one way.
@@ -29,32 +30,40 @@ pub struct Call {
 pub struct Run {
     /// In the order in which they came.
     pub calls: Vec<Call>,
-    /// What each server counted.
+    /// What each host counted.
     pub hosts: Vec<Counts>,
-    /// What reached them, second by second.
+    /// Requests that were sent, second by second.
     pub asked: Vec<u64>,
 }
 
-/// Sends one contender through one storm. The same seed has the same calls come at the same times, and the same end.
+/// Sends one contender through one fault. The same seed has the same calls come at the same times, and the same end.
 ///
 /// # Errors
 /// If there is no runtime to be had.
-pub fn run(storm: &Storm, contender: Contender, times: Times, seed: u64) -> io::Result<Run> {
+pub fn run(setup: &Setup, fault: &Fault, contender: &Contender, seed: u64) -> io::Result<Run> {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
-    Ok(runtime.block_on(weather(storm, contender, times, seed)))
+    let mut result = Run { calls: Vec::new(), hosts: Vec::new(), asked: Vec::new() };
+    (contender.clock)(&mut |tick| {
+        result = runtime.block_on(async {
+            tokio::select! { biased;
+                run = weather(setup, fault, contender, seed) => run,
+                () = ticking(tick) => unreachable!("a clock goes on for ever"),
+            }
+        });
+    });
+    Ok(result)
 }
 
-async fn weather(storm: &Storm, contender: Contender, times: Times, seed: u64) -> Run {
-    let hosts = Hosts::new(storm, times, seed);
-    let clients: Vec<_> = (0..CLIENTS).map(|number| contender.client(hosts.clone(), seed * CLIENTS + number)).collect();
+async fn weather(setup: &Setup, fault: &Fault, contender: &Contender, seed: u64) -> Run {
+    let hosts = Hosts::new(setup, fault, seed);
+    let clients = (contender.clients)(&hosts, setup, seed);
     let mut calls = JoinSet::new();
-    for (number, (began, client)) in arrivals(storm, times, seed).into_iter().enumerate() {
-        sleep_until(hosts.at(began)).await;
+    for (number, Arrival { at, client }) in arrivals(setup, fault, seed).into_iter().enumerate() {
+        sleep_until(hosts.at(at)).await;
         let (client, hosts) = (clients[client].clone(), hosts.clone());
         calls.spawn(async move {
-            let began = hosts.now();
             let end = timeout(PATIENCE, client()).await.unwrap_or(Err(Failure::TimedOut));
-            (number, Call { began, took: hosts.now() - began, end })
+            (number, Call { began: at, took: hosts.now() - at, end })
         });
     }
     let mut calls = calls.join_all().await;
@@ -62,20 +71,12 @@ async fn weather(storm: &Storm, contender: Contender, times: Times, seed: u64) -
     Run { calls: calls.into_iter().map(|(_, call)| call).collect(), hosts: hosts.counts(), asked: hosts.asked() }
 }
 
-/// When calls come, and to which client: by Poisson's law at the usual rate, and while the storm lasts as many again as make up
-/// its load.
-fn arrivals(storm: &Storm, times: Times, seed: u64) -> Vec<(Duration, usize)> {
-    let mut random = SmallRng::seed_from_u64(seed);
-    let mut arrivals = Vec::new();
-    let streams = [(Duration::ZERO, times.end, RATE), (times.from, times.until, RATE * f64::from(storm.load - 1))];
-    let gap = |random: &mut SmallRng, rate| Duration::from_secs_f64(-(1.0 - random.random::<f64>()).ln() / rate);
-    for (from, until, rate) in streams.into_iter().filter(|(.., rate)| *rate > 0.0) {
-        let mut at = from + gap(&mut random, rate);
-        while at < until {
-            arrivals.push((at, random.random_range(0..CLIENTS as usize)));
-            at += gap(&mut random, rate);
-        }
+/// Tells a clock that is not tokio's, each millisecond of tokio's.
+async fn ticking(tick: Tick<'_>) {
+    const STEP: Duration = Duration::from_millis(1);
+    let Some(tick) = tick else { return std::future::pending().await };
+    loop {
+        sleep(STEP).await;
+        tick(STEP);
     }
-    arrivals.sort_unstable();
-    arrivals
 }

@@ -1,4 +1,4 @@
-//! The servers as a client sees them: asked by a future, on tokio's clock.
+//! The hosts as a client sees them: asked by a future, on tokio's clock.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -6,55 +6,85 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::{
-    server::{Counts, End, Server},
-    storms::{NETWORK, PATIENCE, Storm, Times},
+    faults::Fault,
+    server::{Begun, Caller, Counts, Request, Server},
+    setup::{END, ONE_WAY, PATIENCE, Setup, WORKERS},
 };
+
+/// Sets their chances apart from others of the same seed.
+const STREAM: u64 = 3 << 32;
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The server says so, or has broken the connection.
+    /// The service says so.
     Server,
+    /// It says so at once, and to come back after [`HINT`](super::setup::HINT).
+    ComeBack,
     /// It took too long.
     TimedOut,
     /// The client's own layers did not let it out.
     Held,
 }
 
-/// The servers of one storm.
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Server => "the service failed",
+            Self::ComeBack => "the service has no time now",
+            Self::TimedOut => "it took too long",
+            Self::Held => "it was not let out",
+        })
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Tells whoever asks whether it went well.
+type Asker = oneshot::Sender<bool>;
+
+impl Caller for Asker {
+    fn has_gone(&self) -> bool {
+        self.is_closed()
+    }
+}
+
+/// The service: its hosts, behind a balancer that chooses by chance.
 #[derive(Clone, Debug)]
 pub struct Hosts(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     began: Instant,
-    servers: Vec<Mutex<Server>>,
-    random: Mutex<SmallRng>,
-    /// Requests, second by second.
+    setup: Setup,
+    servers: Vec<Mutex<Server<Asker>>>,
+    chance: Mutex<SmallRng>,
+    /// Requests that were sent, second by second.
     asked: Mutex<Vec<u64>>,
 }
 
 impl Hosts {
     #[allow(clippy::disallowed_methods, reason = "the clock of the simulation begins here")]
-    pub fn new(storm: &Storm, times: Times, seed: u64) -> Self {
-        let server = |host| Mutex::new(Server::new(storm.size(), storm.fault(host, times), seed + host as u64));
+    pub fn new(setup: &Setup, fault: &Fault, seed: u64) -> Self {
+        let workers = WORKERS / fault.hosts;
         Self(Arc::new(Shared {
             began: Instant::now(),
-            servers: (0..storm.hosts).map(server).collect(),
-            random: Mutex::new(SmallRng::seed_from_u64(seed)),
-            asked: Mutex::new(vec![0; (times.end + PATIENCE).as_secs() as usize + 1]),
+            setup: *setup,
+            servers: (0..fault.hosts)
+                .map(|host| Mutex::new(Server::new(*fault, host, workers, setup.notices)))
+                .collect(),
+            chance: Mutex::new(SmallRng::seed_from_u64(seed ^ STREAM)),
+            asked: Mutex::new(vec![0; (END + PATIENCE).as_secs() as usize + 1]),
         }))
     }
 
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.0.servers.len()
-    }
-
-    /// Since the storm's clock began.
+    /// Since the simulation began.
     pub fn now(&self) -> Duration {
         self.0.began.elapsed()
     }
@@ -64,46 +94,55 @@ impl Hosts {
         self.0.began + time
     }
 
-    /// One of them, by chance.
-    pub fn any(&self) -> usize {
-        lock(&self.0.random).random_range(0..self.len())
+    /// One request, to one of the hosts.
+    ///
+    /// # Errors
+    /// If it is refused or fails.
+    pub async fn ask(self) -> Result<(), Failure> {
+        let (host, work, luck) = {
+            let chance = &mut *lock(&self.0.chance);
+            let host = chance.random_range(0..self.0.servers.len());
+            (host, self.0.setup.work.draw(chance.random()), chance.random())
+        };
+        lock(&self.0.asked)[self.now().as_secs() as usize] += 1;
+        sleep(ONE_WAY).await;
+        let (caller, answer) = oneshot::channel();
+        let accepted = lock(&self.0.servers[host]).accept(self.now(), Request { caller, work, luck });
+        let result = if accepted.is_ok() {
+            self.clone().work(host);
+            if answer.await == Ok(true) { Ok(()) } else { Err(Failure::Server) }
+        } else if self.0.setup.hints {
+            Err(Failure::ComeBack)
+        } else {
+            Err(Failure::Server)
+        };
+        sleep(ONE_WAY).await;
+        result
     }
 
-    /// One request. The server goes on with it if this future is dropped.
-    pub async fn ask(self, host: usize) -> Result<(), Failure> {
-        let now = self.now();
-        let (end, at) = lock(&self.0.servers[host]).accept(now);
-        lock(&self.0.asked)[now.as_secs() as usize] += 1;
-        let mut caller = Caller { server: &self.0.servers[host], hears: false };
-        sleep_until(self.at(at) + NETWORK).await;
-        caller.hears = true;
-        match end {
-            End::Answered => Ok(()),
-            End::Failed | End::Lost | End::Refused => Err(Failure::Server),
+    /// Has that host's free workers take up what waits.
+    fn work(self, host: usize) {
+        let begin = || lock(&self.0.servers[host]).begin(self.now());
+        while let Some(Begun { caller, done, fails }) = begin() {
+            let hosts = self.clone();
+            tokio::spawn(async move {
+                sleep_until(hosts.at(done)).await;
+                // Whoever has gone does not hear it.
+                let _ = caller.send(!fails);
+                lock(&hosts.0.servers[host]).finish();
+                hosts.work(host);
+            });
         }
     }
 
-    /// Requests that reached them, second by second.
+    /// Requests that were sent, second by second.
     pub fn asked(&self) -> Vec<u64> {
         lock(&self.0.asked).clone()
     }
 
-    /// What each of them counted.
+    /// What each host counted.
     pub fn counts(&self) -> Vec<Counts> {
         self.0.servers.iter().map(|server| lock(server).counts).collect()
-    }
-}
-
-/// Who waits for an answer; tells, when it goes, whether it heard one.
-struct Caller<'a> {
-    server: &'a Mutex<Server>,
-    hears: bool,
-}
-
-impl Drop for Caller<'_> {
-    fn drop(&mut self) {
-        let counts = &mut lock(self.server).counts;
-        *(if self.hears { &mut counts.heard } else { &mut counts.unheard }) += 1;
     }
 }
 

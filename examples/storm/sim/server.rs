@@ -1,171 +1,169 @@
-//! A server: so many workers, one line before them, and something that goes wrong for a while.
-//!
-//! It serves in turn and does not stop for a caller that has gone away, so when a request comes it is known already when it
-//! will be answered. That makes it plain arithmetic: no tasks, and time is an argument.
+//! One host: so many workers, one line before them, and something that goes wrong for a while. Time is an argument.
 
-use std::{collections::VecDeque, ops::Range, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use super::faults::Fault;
 
-/// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Trouble {
-    /// Nothing. It may still be asked more than it can do.
-    None,
-    /// No work goes on. The line is still there, and grows.
-    Hangs,
-    /// What is begun takes so many times as long.
-    Slow(u32),
-    /// This share of the answers are errors.
-    Errors(f64),
-    /// Its workers are lost one by one, until so many are left; at the end it restarts, which takes this long. What it has
-    /// then is lost, and it refuses what comes.
-    Leaks { left: usize, restart: Duration },
+/// Who waits for an answer.
+pub trait Caller {
+    /// Does not wait any more.
+    fn has_gone(&self) -> bool;
 }
 
-/// Trouble, and when.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Fault {
-    pub trouble: Trouble,
-    pub from: Duration,
-    pub until: Duration,
+/// One request.
+#[derive(Debug)]
+pub struct Request<C> {
+    pub caller: C,
+    /// How long a worker takes for it when all is well.
+    pub work: Duration,
+    /// From 0 to 1; decides whether it fails.
+    pub luck: f64,
 }
 
-impl Fault {
-    pub fn is_on(&self, at: Duration) -> bool {
-        (self.from..self.until).contains(&at)
-    }
-
-    /// When the work is done that is begun at `start`.
-    fn done(&self, start: Duration, work: Duration) -> Duration {
-        match self.trouble {
-            Trouble::Hangs if start < self.from && start + work > self.from => start + work + (self.until - self.from),
-            Trouble::Slow(times) if self.is_on(start) => start + work * times,
-            _ => start + work,
-        }
-    }
-
-    /// When one of `workers` can begin, that is free at `free`.
-    fn begins(&self, worker: usize, workers: usize, free: Duration) -> Duration {
-        match self.trouble {
-            Trouble::Hangs if self.is_on(free) => self.until,
-            Trouble::Leaks { left, .. } if worker >= left => {
-                let step = (self.down().start - self.from) / (workers - left + 1) as u32;
-                let lost = self.from + step * (workers - worker) as u32;
-                if (lost..self.until).contains(&free) { self.until } else { free }
-            }
-            _ => free,
-        }
-    }
-
-    /// While it restarts.
-    fn down(&self) -> Range<Duration> {
-        match self.trouble {
-            Trouble::Leaks { restart, .. } => self.until - restart..self.until,
-            _ => Duration::MAX..Duration::MAX,
-        }
-    }
+/// A request that a worker has taken up.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Begun<C> {
+    pub caller: C,
+    pub done: Duration,
+    pub fails: bool,
 }
 
-/// How large it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Size {
-    pub workers: usize,
-    /// How many may wait. More are refused at once.
-    pub line: usize,
-    /// How long one request takes at least, and how long chance adds on average.
-    pub work: (Duration, Duration),
-}
-
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    Answered,
-    Failed,
-    /// It was there when the server went down.
-    Lost,
-    /// The line was full, or the server was down.
-    Refused,
-}
-
-/// What became of all of them. Each request has one end, and either heard it or not.
+/// What became of the requests that reached it. What is left of them waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub reached: u64,
-    pub answered: u64,
-    pub failed: u64,
-    pub lost: u64,
     pub refused: u64,
-    /// The caller was still there.
-    pub heard: u64,
-    /// The caller had gone: done in vain.
-    pub unheard: u64,
+    /// The caller had gone, and it noticed: taken out of the line.
+    pub dropped: u64,
+    pub begun: u64,
+    /// Of those begun, the caller had gone already: done in vain.
+    pub in_vain: u64,
 }
 
-/// The server.
+/// The host.
 #[derive(Debug)]
-pub struct Server {
-    size: Size,
+pub struct Server<C> {
     fault: Fault,
-    /// When each worker is free.
-    free: Vec<Duration>,
-    /// When each of those that wait begins.
-    waiting: VecDeque<Duration>,
-    random: SmallRng,
+    host: usize,
+    workers: usize,
+    notices: bool,
+    busy: usize,
+    line: VecDeque<Request<C>>,
     pub counts: Counts,
 }
 
-impl Server {
-    pub fn new(size: Size, fault: Fault, seed: u64) -> Self {
-        let free = vec![Duration::ZERO; size.workers];
-        let random = SmallRng::seed_from_u64(seed);
-        Self { size, fault, free, waiting: VecDeque::new(), random, counts: Counts::default() }
+impl<C: Caller> Server<C> {
+    /// The fault's host of that number. One that `notices` drops from its line those whose callers have gone.
+    pub fn new(fault: Fault, host: usize, workers: usize, notices: bool) -> Self {
+        Self { fault, host, workers, notices, busy: 0, line: VecDeque::new(), counts: Counts::default() }
     }
 
-    /// A request comes. How it ends, and when.
-    pub fn accept(&mut self, now: Duration) -> (End, Duration) {
-        let (end, at) = self.outcome(now);
+    /// A request comes, into the line or, if it is refused, back.
+    ///
+    /// # Errors
+    /// The request, if it is refused.
+    pub fn accept(&mut self, now: Duration, request: Request<C>) -> Result<(), Request<C>> {
         self.counts.reached += 1;
-        let count = match end {
-            End::Answered => &mut self.counts.answered,
-            End::Failed => &mut self.counts.failed,
-            End::Lost => &mut self.counts.lost,
-            End::Refused => &mut self.counts.refused,
-        };
-        *count += 1;
-        (end, at)
+        if self.fault.refuses(self.host, now, request.luck) {
+            self.counts.refused += 1;
+            return Err(request);
+        }
+        self.line.push_back(request);
+        Ok(())
     }
 
-    fn outcome(&mut self, now: Duration) -> (End, Duration) {
-        let Self { size, fault, free, waiting, random, .. } = self;
-        // Drawn in any case, so that all storms and contenders see the same server.
-        let (chance, luck) = (random.random::<f64>(), random.random::<f64>());
-        while waiting.front().is_some_and(|start| *start <= now) {
-            waiting.pop_front();
+    /// What is taken up next, if there is something to do and a worker to do it. The worker is busy until
+    /// [`finish`](Self::finish).
+    pub fn begin(&mut self, now: Duration) -> Option<Begun<C>> {
+        let lost = self.fault.lost(self.host, now, self.workers);
+        if self.busy + lost >= self.workers {
+            return None;
         }
-        let down = fault.down();
-        if down.contains(&now) {
-            return (End::Refused, now);
-        }
-        // What it has when it goes down is lost.
-        let ends = if now < down.start { down.start } else { Duration::MAX };
-
-        let begins = |(worker, free): (usize, &Duration)| (fault.begins(worker, size.workers, now.max(*free)), worker);
-        let (start, worker) = free.iter().enumerate().map(begins).min().expect("it has workers");
-        if start > now {
-            if waiting.len() >= size.line {
-                return (End::Refused, now);
+        while let Some(Request { caller, work, luck }) = self.line.pop_front() {
+            let gone = caller.has_gone();
+            if gone && self.notices {
+                self.counts.dropped += 1;
+                continue;
             }
-            waiting.push_back(start.min(ends));
+            self.busy += 1;
+            self.counts.begun += 1;
+            self.counts.in_vain += u64::from(gone);
+            let done = self.fault.done(self.host, now, work);
+            return Some(Begun { caller, done, fails: self.fault.fails(self.host, now, luck) });
         }
-        let work = size.work.0 + size.work.1.mul_f64(-(1.0 - chance).ln());
-        let done = fault.done(start, work);
-        if done > ends {
-            free[worker] = down.end;
-            return (End::Lost, ends);
+        None
+    }
+
+    /// One that was begun is done.
+    pub fn finish(&mut self) {
+        self.busy -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::setup::FROM, *};
+
+    /// By number; those of a hundred and more have gone.
+    impl Caller for u32 {
+        fn has_gone(&self) -> bool {
+            *self >= 100
         }
-        free[worker] = done;
-        let failed = matches!(fault.trouble, Trouble::Errors(share) if fault.is_on(start) && luck < share);
-        (if failed { End::Failed } else { End::Answered }, done)
+    }
+
+    const WORK: Duration = Duration::from_millis(20);
+
+    fn server(fault: Fault, notices: bool, callers: &[u32]) -> Server<u32> {
+        let mut server = Server::new(fault, 0, 2, notices);
+        for caller in callers {
+            server.accept(FROM, Request { caller: *caller, work: WORK, luck: 0.4 }).expect("it refuses nothing");
+        }
+        server
+    }
+
+    fn begun(server: &mut Server<u32>) -> Vec<u32> {
+        std::iter::from_fn(|| server.begin(FROM)).map(|begun| begun.caller).collect()
+    }
+
+    #[test]
+    fn first_in_first_out_and_no_more_at_once_than_there_are_workers() {
+        let mut server = server(Fault::OVERLOAD_3, false, &[1, 2, 3, 4]);
+        assert_eq!(begun(&mut server), [1, 2]);
+        server.finish();
+        assert_eq!(begun(&mut server), [3]);
+        server.finish();
+        assert_eq!(server.begin(FROM), Some(Begun { caller: 4, done: FROM + WORK, fails: false }));
+    }
+
+    #[test]
+    fn whoever_has_gone_is_served_in_vain_unless_it_notices() {
+        let mut blind = server(Fault::OVERLOAD_3, false, &[100, 1, 2]);
+        assert_eq!(begun(&mut blind), [100, 1]);
+        assert_eq!((blind.counts.in_vain, blind.counts.dropped), (1, 0));
+        let mut sees = server(Fault::OVERLOAD_3, true, &[100, 1, 2]);
+        assert_eq!(begun(&mut sees), [1, 2]);
+        assert_eq!((sees.counts.in_vain, sees.counts.dropped), (0, 1));
+    }
+
+    #[test]
+    fn it_takes_up_what_it_does_not_end_while_it_hangs() {
+        let mut server = server(Fault::HANG, false, &[1, 2, 3]);
+        let done: Vec<_> = std::iter::from_fn(|| server.begin(FROM)).map(|begun| begun.done).collect();
+        assert_eq!(done, [super::super::setup::UNTIL + WORK; 2]);
+    }
+
+    #[test]
+    fn half_its_workers_begin_nothing() {
+        assert_eq!(begun(&mut server(Fault::HALF, false, &[1, 2])), [1]);
+    }
+
+    #[test]
+    fn a_costly_failure_takes_as_long_and_a_refusal_no_worker() {
+        let mut costly = server(Fault::COSTLY_50, false, &[1]);
+        assert_eq!(costly.begin(FROM), Some(Begun { caller: 1, done: FROM + WORK, fails: true }));
+        let mut refusing = server(Fault::REFUSE, false, &[]);
+        let back = refusing.accept(FROM, Request { caller: 7, work: WORK, luck: 0.9 });
+        assert_eq!(back.map_err(|request| request.caller), Err(7));
+        assert_eq!(refusing.begin(FROM), None);
     }
 }

@@ -1,10 +1,9 @@
 //! The client with tower's own layers, put together with care.
 //!
-//! Retry is outermost and draws on a budget; each server has a limit that sheds what it cannot let out, since tower's timeout
-//! does not cover the wait for a permit; each attempt has its timeout.
+//! Retry is outermost and draws on a budget; a limit sheds what it cannot let out, since tower's timeout does not cover the wait
+//! for a permit; each attempt has its timeout.
 
 use std::{
-    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +11,7 @@ use std::{
 use rand::{Rng as _, SeedableRng, rngs::SmallRng};
 use tokio::time::Sleep;
 use tower::{
-    BoxError, ServiceBuilder, ServiceExt,
+    BoxError, Service, ServiceBuilder, ServiceExt,
     load_shed::error::Overloaded,
     retry::{
         Policy,
@@ -27,31 +26,40 @@ use tower::{
 use super::{
     contenders::Client,
     hosts::{Failure, Hosts},
-    ours::IN_FLIGHT,
-    storms::{ATTEMPT, ATTEMPTS},
+    setup::{ATTEMPT, ATTEMPTS},
 };
 
+/// Some fifteen times what a client has in flight on a calm day. What is in flight from all of them is done in 0.2 s, which is
+/// less than an attempt has.
+const IN_FLIGHT: usize = 2;
+
 pub fn client(hosts: Hosts, seed: u64) -> Client {
-    let each: Vec<_> = (0..hosts.len())
-        .map(|host| {
-            let hosts = hosts.clone();
-            ServiceBuilder::new().load_shed().concurrency_limit(IN_FLIGHT).timeout(ATTEMPT).service(service_fn(
-                move |()| {
-                    let answer = hosts.clone().ask(host);
-                    async move { answer.await.map_err(Refusal) }
-                },
-            ))
-        })
-        .collect();
-    let any = service_fn(move |()| each[hosts.any()].clone().oneshot(()));
-    let client = ServiceBuilder::new().retry(Budgeted::new(seed)).service(any);
+    let attempt = ServiceBuilder::new().load_shed().concurrency_limit(IN_FLIGHT).service(attempt(hosts));
+    retried(attempt, seed)
+}
+
+/// One attempt.
+pub fn attempt(hosts: Hosts) -> impl Service<(), Response = (), Error = BoxError, Future: Send> + Clone + Send + Sync {
+    let ask = service_fn(move |()| {
+        let answer = hosts.clone().ask();
+        async move { answer.await.map_err(BoxError::from) }
+    });
+    ServiceBuilder::new().timeout(ATTEMPT).service(ask)
+}
+
+/// Attempts in tower's retry.
+pub fn retried<S>(attempt: S, seed: u64) -> Client
+where
+    S: Service<(), Response = (), Error = BoxError, Future: Send> + Clone + Send + Sync + 'static,
+{
+    let client = ServiceBuilder::new().retry(Budgeted::new(seed)).service(attempt);
     Arc::new(move || {
         let client = client.clone();
         Box::pin(async move { client.oneshot(()).await.map_err(failure) })
     })
 }
 
-/// The bound of ours: of the last ten seconds a fifth, and one a second.
+/// At most a fifth of the calls of the last ten seconds, and one a second. What was not let out is not tried again.
 #[derive(Clone)]
 struct Budgeted {
     budget: Arc<TpsBudget>,
@@ -62,7 +70,7 @@ struct Budgeted {
 impl Budgeted {
     fn new(seed: u64) -> Self {
         let random = Seeded(Arc::new(Mutex::new(SmallRng::seed_from_u64(seed))));
-        let backoff = ExponentialBackoffMaker::new(Duration::from_millis(50), Duration::from_secs(20), 1.0, random);
+        let backoff = ExponentialBackoffMaker::new(Duration::from_millis(50), Duration::from_secs(1), 1.0, random);
         Self {
             budget: Arc::new(TpsBudget::new(Duration::from_secs(10), 1, 0.2)),
             backoff: backoff.expect("the settings are in range").make_backoff(),
@@ -80,7 +88,7 @@ impl Policy<(), (), BoxError> for Budgeted {
                 self.budget.deposit();
                 None
             }
-            Err(error) if self.left == 0 || error.is::<Overloaded>() || !self.budget.withdraw() => None,
+            Err(error) if self.left == 0 || was_held(error) || !self.budget.withdraw() => None,
             Err(_) => {
                 self.left -= 1;
                 Some(self.backoff.next_backoff())
@@ -103,22 +111,14 @@ impl Rng for Seeded {
     }
 }
 
-/// The server's failure as an error.
-#[derive(Debug)]
-struct Refusal(Failure);
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.0)
-    }
+fn was_held(error: &BoxError) -> bool {
+    error.is::<Overloaded>() || matches!(error.downcast_ref(), Some(Failure::Held))
 }
 
-impl std::error::Error for Refusal {}
-
 fn failure(error: BoxError) -> Failure {
-    match error.downcast::<Refusal>() {
-        Ok(refusal) => refusal.0,
-        Err(error) if error.is::<Elapsed>() => Failure::TimedOut,
-        Err(_) => Failure::Held,
+    match error.downcast_ref::<Failure>() {
+        Some(failure) => *failure,
+        None if error.is::<Elapsed>() => Failure::TimedOut,
+        None => Failure::Held,
     }
 }
