@@ -1,22 +1,17 @@
-//! The client with a policy of this crate.
+//! The client with a policy of this crate, which has nothing set but how long its users wait.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use buttress::{
-    Backoff, CircuitBreaker, ConcurrencyLimit, Error, Policy, PolicyBuilder, Reason, Retry, Verdict, classify,
-};
+use buttress::{Error, Policy, Reason, Verdict, classify};
 
 use super::{
     contenders::Client,
     hosts::{Failure, Hosts},
-    setup::{ATTEMPT, ATTEMPTS, HINT, PATIENCE},
+    setup::{HINT, PATIENCE},
 };
 
-/// Some thirty times what a client has in flight on a calm day.
-const IN_FLIGHT: usize = 4;
-
 pub fn client(hosts: Hosts, seed: u64) -> Client {
-    let policy = policy().deadline(PATIENCE).classify(classify::from_fn(judge)).seed(seed).build();
+    let policy = Policy::standard("server").deadline(PATIENCE).classify(classify::from_fn(judge)).seed(seed).build();
     let policy = policy.expect("the settings are in range");
     Arc::new(move || {
         let (policy, hosts) = (policy.clone(), hosts.clone());
@@ -24,18 +19,7 @@ pub fn client(hosts: Hosts, seed: u64) -> Client {
     })
 }
 
-/// Put together by hand. A look at a service that is down costs three requests and a pause all that come in it: so it is no
-/// longer than a caller's patience.
-fn policy() -> PolicyBuilder {
-    let open = Backoff::exponential(Duration::from_secs(1)).max_delay(PATIENCE);
-    Policy::plain("server")
-        .retry(Retry::exponential(Duration::from_millis(50)).max_attempts(ATTEMPTS))
-        .circuit_breaker(CircuitBreaker::builder().failure_rate(0.7).open_time(open))
-        .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(IN_FLIGHT))
-        .timeout(ATTEMPT)
-}
-
-/// By default no failure says when to come back.
+/// As by default, where no failure says when to come back.
 fn judge(outcome: Result<&(), &Failure>) -> Verdict {
     match outcome {
         Ok(()) => Verdict::Success,
