@@ -494,7 +494,12 @@ impl<K> PolicyBuilder<K> {
     }
 
     /// What is known to get services through the usual outages, whichever it is: an adaptive concurrency limit that holds calls back
-    /// while the service is down, with a queue that goes by deadlines; and retries that are bounded by a budget of one for each call.
+    /// while the service is down, with a queue that goes by deadlines and in which nobody waits for more than ten seconds; and retries,
+    /// up to seven for a call and two for each call over all, which is as many as it takes where every other answer is an error. There is
+    /// no circuit breaker in it, and no attempt timeout.
+    ///
+    /// Every `Err` is a failure to it until you [judge](Self::classify) otherwise: a service of which most calls end with "not found" is
+    /// not down.
     ///
     /// Set a [`deadline`](Self::deadline) with it, or have callers set one: those who have a deadline are let out in the right order, and
     /// not at all if it would be in vain. What was set before is replaced, what is set after it replaces its part.

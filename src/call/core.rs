@@ -507,7 +507,8 @@ impl Claims {
 
     #[inline(always)]
     pub(super) fn settle_neutral<P: Parts>(&mut self, parts: &P) {
-        self.settle(parts, Verdict::Ignored);
+        self.release(parts, Ended::Unknown);
+        self.tell(parts, Verdict::Ignored);
     }
 
     /// The call is dropped with something in hand.

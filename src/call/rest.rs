@@ -115,6 +115,8 @@ impl<H: Holds> Rest<H> {
         let verdict = better.unwrap_or(self.verdict);
         let (claims, held) = self.without_pauses();
         claims.tell(held.parts(), verdict);
+        // It ended well: whoever gives the permit back later does not give up.
+        claims.started = None;
     }
 
     /// The body is dropped before its end, and was `quiet` since then. Its reader may have seen enough: what counts is

@@ -26,7 +26,7 @@ impl Clone for Strategy {
 ///
 /// | setting | default | because |
 /// | --- | --- | --- |
-/// | [`max_in_flight`](Self::max_in_flight) | none: it must be set | only you know what is behind it |
+/// | [`max_in_flight`](Self::max_in_flight) | none: it must be set | only you know what is behind it; [adaptive](Self::adaptive): 1,000 |
 /// | [`max_queue`](Self::max_queue) | as many as may be in flight | whoever waits then waits about one service time |
 /// | [`max_wait`](Self::max_wait) | until the deadline | the deadline says what the answer is worth waiting for |
 ///

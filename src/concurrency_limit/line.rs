@@ -17,7 +17,8 @@ use crate::queue::Queue;
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Discipline {
-    /// Who waits longest, first.
+    /// Who waits longest, first; but while an adaptive limit [holds back](crate::ConcurrencyLimitBuilder::hold_back), whoever was asked
+    /// for the least often, and came last.
     #[default]
     Fifo,
     /// Who has the least time left, first; and whoever has too little left for an answer is refused instead. Those without a deadline

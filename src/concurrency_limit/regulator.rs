@@ -20,7 +20,9 @@ pub(crate) enum Ended {
     Throttled,
     /// Timed out, or its caller left.
     GivenUp,
-    /// In a way that says nothing.
+    /// With an answer that says nothing, but that somebody is there.
+    Ignored,
+    /// In a way that says nothing: on our side, or not yet.
     Unknown,
 }
 
@@ -31,7 +33,7 @@ impl Ended {
             Verdict::Success | Verdict::Permanent => Ended::Answered,
             Verdict::Transient { .. } | Verdict::Unsent | Verdict::Failed => Ended::Failed,
             Verdict::Throttled { .. } => Ended::Throttled,
-            Verdict::Ignored => Ended::Unknown,
+            Verdict::Ignored => Ended::Ignored,
         }
     }
 }
@@ -94,7 +96,7 @@ pub(super) struct Regulator {
     /// Calls that went since the service is silent.
     unanswered: i32,
     failures: u32,
-    answered: u64,
+    failing_since: u64,
     went: u64,
     /// What may still go to a service that fails.
     credit: f64,
@@ -112,6 +114,9 @@ const PROBE_AT_LEAST_AFTER: f64 = 3.0;
 /// If nobody says how long calls may take: one second.
 const ALLOWED: f64 = 1.0;
 
+/// And never more than this, whatever calls may take: the first look comes after two seconds then, at the latest.
+const LONGEST: f64 = 3.0;
+
 /// It fails every call: so many in a row, and for so long.
 const FAILURES: u32 = 5;
 const FAILING: u64 = 100_000_000;
@@ -126,7 +131,8 @@ const MARGIN: f64 = 2.0;
 
 impl Regulator {
     pub(super) fn new(strategy: Box<dyn Limit>, min: f64, max: f64, holds_back: bool) -> Self {
-        let limit = strategy.initial().clamp(min, max);
+        let initial = strategy.initial();
+        let limit = if initial.is_nan() { min } else { initial.clamp(min, max) };
         Self {
             strategy: Some(strategy),
             limit,
@@ -138,7 +144,7 @@ impl Regulator {
             holds_back,
             unanswered: 0,
             failures: 0,
-            answered: 0,
+            failing_since: 0,
             went: 0,
             credit: MOST_CREDIT,
         }
@@ -146,12 +152,13 @@ impl Regulator {
 
     /// How many may be in flight while nothing is held back. Below one it is one, in between rests.
     pub(super) fn calls(&self) -> u32 {
-        if self.max < 1.0 { 0 } else { (self.limit as u32).max(1) }
+        // The most may be less than the least, as that is resized to what it must be.
+        if self.max < 1.0 { 0 } else { (self.limit.min(self.max) as u32).max(1) }
     }
 
     /// How many may be in flight for all who ask no further.
     pub(super) fn unasked(&self) -> u32 {
-        if self.is_guarded() || self.limit < 1.0 { 0 } else { self.limit as u32 }
+        if self.is_guarded() || self.limit < 1.0 { 0 } else { self.calls() }
     }
 
     /// Whether every call is to be told of.
@@ -183,7 +190,7 @@ impl Regulator {
     }
 
     fn is_failing(&self, now: u64) -> bool {
-        self.holds_back && self.failures >= FAILURES && now.saturating_sub(self.answered) > FAILING
+        self.holds_back && self.failures >= FAILURES && now.saturating_sub(self.failing_since) > FAILING
     }
 
     /// Whether the service is silent or fails every call.
@@ -227,13 +234,18 @@ impl Regulator {
     /// A call ended. What is to be asked for a new limit, if it says anything about that.
     pub(super) fn ended(&mut self, now: u64, at: Instant, call: Call) -> Option<Question> {
         let silent = self.unanswered > 0;
-        if matches!(call.ended, Ended::Answered | Ended::Failed | Ended::Throttled) {
+        if !matches!(call.ended, Ended::GivenUp | Ended::Unknown) {
             self.unanswered = 0;
         }
         match call.ended {
-            Ended::Answered => (self.failures, self.answered, self.credit) = (0, now, MOST_CREDIT),
-            Ended::Failed | Ended::Throttled => self.failures = self.failures.saturating_add(1),
-            Ended::GivenUp | Ended::Unknown => {}
+            Ended::Answered => (self.failures, self.credit) = (0, MOST_CREDIT),
+            Ended::Failed | Ended::Throttled => {
+                if self.failures == 0 {
+                    self.failing_since = now;
+                }
+                self.failures = self.failures.saturating_add(1);
+            }
+            Ended::Ignored | Ended::GivenUp | Ended::Unknown => {}
         }
         let rtt = call.took?;
         let took = rtt.as_secs_f64();
@@ -243,7 +255,7 @@ impl Regulator {
             // What fails at once says nothing about how busy the service is.
             Ended::Failed => took > 0.5 * self.recent.value,
             Ended::GivenUp => took > 3.0 * self.recent.value,
-            Ended::Unknown => false,
+            Ended::Ignored | Ended::Unknown => false,
         };
         if let Some(allowed) = call.allowed {
             self.is_allowed(allowed.as_secs_f64());
@@ -282,6 +294,8 @@ impl Regulator {
         if self.limit < 1.0 {
             let longest = PROBE_AT_LEAST_AFTER * self.usually_allowed();
             self.rests_until = now.saturating_add(seconds((took * (1.0 / self.limit - 1.0)).min(longest)));
+        } else {
+            self.rests_until = 0;
         }
     }
 
@@ -290,8 +304,9 @@ impl Regulator {
         self.allowed = time.max(self.allowed + 0.01 * (time - self.allowed));
     }
 
+    /// As far as pauses go: whoever may take an hour does not have the others wait for that long.
     fn usually_allowed(&self) -> f64 {
-        if self.allowed > 0.0 { self.allowed } else { ALLOWED }
+        if self.allowed > 0.0 { self.allowed.min(LONGEST) } else { ALLOWED }
     }
 
     /// How far it may go. Zero: nowhere, until it may again.
@@ -380,12 +395,48 @@ mod tests {
         end(&mut regulator, 0, Ended::Answered, 20 * MS);
         let back = regulator.limit;
         assert!(back >= 0.02, "{back}");
+        // Below the least that it was built with, too.
+        let mut regulator = Regulator::new(Box::new(Says(10.0)), 10.0, 100.0, true);
+        regulator.bound(5.0);
+        assert_eq!((regulator.gate(0), regulator.unasked(), regulator.calls()), (Gate::Open(5), 5, 5));
+        regulator.bound(0.0);
+        assert_eq!((regulator.gate(0), regulator.unasked(), regulator.calls()), (Gate::Open(0), 0, 0));
         assert_eq!((regulator.gate(u64::MAX), regulator.unasked()), (Gate::Open(0), 0), "zero is nobody");
         let mut regulator = calm(1e-9);
         assert_eq!(regulator.limit, 0.02);
         regulator.strategy = Some(Box::new(Says(f64::NAN)));
         end(&mut regulator, 0, Ended::Answered, 20 * MS);
         assert_eq!(regulator.limit, 0.02);
+    }
+
+    #[test]
+    fn it_rests_no_longer_once_it_is_above_one() {
+        let mut regulator = calm(0.1);
+        assert!(matches!(regulator.gate(901 * MS), Gate::Shut(_)));
+        regulator.strategy = Some(Box::new(Says(3.0)));
+        end(&mut regulator, 901 * MS, Ended::Answered, 20 * MS);
+        assert_eq!(regulator.gate(901 * MS), Gate::Open(3));
+    }
+
+    #[test]
+    fn one_call_that_may_take_an_hour_has_nobody_wait_for_that_long() {
+        let mut regulator = calm(8.0);
+        let (took, allowed) = (Some(Duration::from_millis(20)), Some(Duration::MAX));
+        let call = Call { ended: Ended::Answered, took, allowed, in_flight: 1, limited: false };
+        let question = regulator.ended(1_000 * MS, clock::now(), call).unwrap();
+        regulator.adopt(1_000 * MS, question, None);
+        regulator.fall_silent(2_000 * MS);
+        assert_eq!(regulator.gate(2_000 * MS), Gate::Shut(4_100 * MS), "0.7 of three seconds");
+    }
+
+    #[test]
+    fn an_answer_that_says_nothing_says_that_somebody_is_there() {
+        let mut regulator = calm(8.0);
+        regulator.fall_silent(2_000 * MS);
+        end(&mut regulator, 2_100 * MS, Ended::Unknown, 20 * MS);
+        assert!(regulator.unanswered > 0);
+        end(&mut regulator, 2_100 * MS, Ended::Ignored, 20 * MS);
+        assert_eq!(regulator.gate(2_100 * MS), Gate::Open(8));
     }
 
     #[test]
@@ -419,6 +470,7 @@ mod tests {
         for _ in 0..4 {
             end(&mut regulator, now, Ended::Failed, MS);
         }
+        now += 200 * MS;
         assert_eq!(regulator.gate(now), Gate::Open(8), "four are not all");
         end(&mut regulator, now, Ended::Failed, MS);
         assert!(regulator.is_down(now) && regulator.unasked() == 0);
@@ -454,7 +506,8 @@ mod tests {
     #[test]
     fn failures_that_come_faster_than_a_tenth_of_a_second_are_no_outage() {
         let mut regulator = calm(8.0);
-        let now = 901 * MS;
+        // However long ago the last answer is.
+        let now = 600_000 * MS;
         (0..50).for_each(|_| end(&mut regulator, now, Ended::Failed, MS));
         assert_eq!(regulator.gate(now), Gate::Open(8));
         assert_eq!(regulator.gate(now + 200 * MS), Gate::Probe(100));

@@ -96,6 +96,9 @@ pub(crate) enum Turn {
 
 const WAITING: u64 = 1 << 32;
 
+/// In nanoseconds. Silence is found by the next to come; where calls are so far apart there is nothing to hold back.
+const STALE: u64 = 3_000_000_000;
+
 fn in_flight(word: u64) -> u32 {
     word as u32
 }
@@ -206,17 +209,19 @@ impl Shared {
     /// Takes a permit or a place in the queue, or tells why not.
     #[inline(always)]
     pub(crate) fn enqueue(&self, asks: Asks) -> Result<Turn, Rejection> {
-        let draining = self.is_draining();
+        if self.is_draining() {
+            return if self.try_now() { Ok(Turn::Now) } else { Err(Rejection::draining(self.name)) };
+        }
         let waiting = waiting(self.word.0.load(Relaxed));
         // Refusing takes no lock.
-        if !draining && (waiting < self.max_queue || waiting == 0 && self.is_adaptive()) {
+        if waiting < self.max_queue || waiting == 0 && self.is_adaptive() {
             if let Some(turn) = self.wait_in_line(asks, self.max_queue) {
                 return Ok(turn);
             }
         } else if self.try_acquire() {
             return Ok(Turn::Now);
         }
-        Err(if draining { Rejection::draining(self.name) } else { self.refusal() })
+        Err(self.refusal())
     }
 
     /// Takes a permit if there is one, whomever an adaptive limit has to be asked by.
@@ -291,11 +296,13 @@ impl Shared {
         let Some(timed) = self.adaptive() else { return };
         let at = timed.nanos(at);
         let since = timed.unanswered_since.load(Relaxed);
-        if since == 0 || in_flight(self.word.0.load(Relaxed)) <= 1 {
-            // There is nobody else who could have been answered. One of several that come at once will do, and an answer that comes at the same time hides no silence: the next to come
-            // finds it.
+        let silent = at.saturating_sub(since);
+        // If it began long ago, or nobody else is out, then who was not answered gave up, and nothing was asked for a while.
+        if since == 0 || silent > STALE || in_flight(self.word.0.load(Relaxed)) <= 1 {
+            // One of several that come at once will do, and an answer that comes at the same time hides no silence: the next to
+            // come finds it.
             timed.unanswered_since.store(at, Relaxed);
-        } else if at.saturating_sub(since) > timed.silent_after.load(Relaxed) {
+        } else if silent > timed.silent_after.load(Relaxed) {
             self.fall_silent(at);
         }
     }
@@ -349,7 +356,8 @@ impl Shared {
             let mut asked = Asked { shared: self, now, question: Some(question), next: None };
             asked.next = asked.question.as_mut().map(Question::ask);
         }
-        if waiting(word) > 0 {
+        // Some may have come to wait while it was asked.
+        if waiting(self.word.0.load(Relaxed)) > 0 {
             self.grant();
         }
     }
@@ -381,6 +389,8 @@ impl Shared {
 
     /// What became of a place in the queue; unless it waits on, the place is given up.
     pub(crate) fn poll_queued(&self, ticket: u32, deadline: Option<Instant>, cx: &mut Context<'_>) -> Queued {
+        // Before `grant` looks at the time: a gate that it finds shut, and that opens in between, is looked out for.
+        let now = self.nanos();
         if let Some(timed) = &self.timed {
             self.lock().polled(ticket, deadline.map(|deadline| timed.nanos(deadline)));
             // It may have come because the gate has opened, or to hear that it is too late.
@@ -388,7 +398,6 @@ impl Shared {
         }
         // Cloned before and dropped after the lock: wakers are not our code.
         let mut waker = Some(cx.waker().clone());
-        let now = self.nanos();
         let mut line = self.lock();
         let found = line.look(ticket, now, &mut waker);
         // Asked under the lock that `wake_all` takes after it became so: either it is so, or `wake_all` wakes.

@@ -17,6 +17,7 @@ mod table;
 mod chart;
 mod contenders;
 mod page;
+mod parts;
 mod peers;
 mod sensitivity;
 
@@ -32,19 +33,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     let picture = arguments.next().unwrap_or_else(|| "target/storm.svg".into());
 
     let rows = outcomes::rows(&Setup::USUAL, &contenders::ALL, SEEDS)?;
-    let parts = [
+    let tables = [
         ("faults", table::faults()),
         ("storms", table::served(&rows)),
         ("loads", table::loads(&rows)),
         ("backs", table::backs(&rows)),
+        ("parts", parts::table()?),
         ("sensitivity", sensitivity::table()?),
     ];
-    parts.iter().for_each(|(_, text)| println!("{text}"));
+    tables.iter().for_each(|(_, text)| println!("{text}"));
     if let Some(file) = arguments.next() {
         let put = |page: String, (name, text): &(&str, String)| {
             page::put(&page, name, text).ok_or_else(|| format!("the page has no place for the {name}"))
         };
-        fs::write(&file, parts.iter().try_fold(fs::read_to_string(&file)?, put)?)?;
+        fs::write(&file, tables.iter().try_fold(fs::read_to_string(&file)?, put)?)?;
     }
     let possible = Fault::ALL.map(|fault| possible(&Setup::USUAL, &fault, 1));
     chart::draw(&picture, &rows, &possible)?;

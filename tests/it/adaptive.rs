@@ -391,3 +391,35 @@ fn each_handle_of_the_same_settings_finds_its_own() {
     assert!(catch_unwind(AssertUnwindSafe(|| one.resize(0))).is_ok());
     assert!(one.try_acquire().is_err(), "zero admits nobody");
 }
+
+// While it drains nobody waits, but whoever finds room goes.
+#[tokio::test(start_paused = true)]
+async fn while_it_drains_a_limit_that_wants_to_be_asked_is() {
+    let shutdown = buttress::shutdown::Shutdown::builder().build().unwrap();
+    let limit =
+        ConcurrencyLimit::builder().adaptive(Says(0.5)).max_queue(9).shutdown(&shutdown.handle()).build().unwrap();
+    let service = Workers::new(1);
+    limit.call(service.ask()).await.unwrap();
+    shutdown.handle().trigger("test");
+    let refused = limit.call(service.ask()).await.unwrap_err();
+    assert_eq!(refused.rejection().unwrap().reason(), Reason::ShuttingDown, "it rests");
+    sleep(ms(20)).await;
+    limit.call(service.ask()).await.unwrap();
+}
+
+// One call was given up, and then there was nothing for a while: who comes next does not come into a silence.
+#[tokio::test(start_paused = true)]
+async fn what_was_given_up_long_ago_is_no_silence() {
+    let (policy, service) = (standard(), Workers::new(9));
+    load(&policy, &service, 10, 500).await;
+    let workers = service.workers.clone().acquire_many_owned(9).await.unwrap();
+    assert!(timeout(ms(100), policy.call(|| service.ask())).await.is_err());
+    drop(workers);
+    sleep(secs(60)).await;
+    let held = policy.concurrency_limit().unwrap().acquire().await.unwrap();
+    let began = Instant::now();
+    let calls = (0..2).map(|_| policy.call(|| service.ask()));
+    assert!(join_all(calls).await.iter().all(Result::is_ok));
+    assert_eq!(began.elapsed().as_millis() / 10, 2, "all at once");
+    drop(held);
+}

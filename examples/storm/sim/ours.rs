@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use buttress::{Error, Policy, Reason, Verdict, classify};
+use buttress::{Error, Policy, PolicyBuilder, Reason, Verdict, classify};
 
 use super::{
     contenders::Client,
@@ -11,7 +11,12 @@ use super::{
 };
 
 pub fn client(hosts: Hosts, seed: u64) -> Client {
-    let policy = Policy::standard("server").deadline(PATIENCE).classify(classify::from_fn(judge)).seed(seed).build();
+    through(Policy::standard("server"), hosts, seed)
+}
+
+/// The same, with that policy.
+pub fn through(policy: PolicyBuilder, hosts: Hosts, seed: u64) -> Client {
+    let policy = policy.deadline(PATIENCE).classify(classify::from_fn(judge)).seed(seed).build();
     let policy = policy.expect("the settings are in range");
     Arc::new(move || {
         let (policy, hosts) = (policy.clone(), hosts.clone());
