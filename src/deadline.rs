@@ -10,6 +10,7 @@
 
 use std::{
     cell::Cell,
+    convert::Infallible,
     fmt,
     future::Future,
     pin::Pin,
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::{
     ByResult, Error,
-    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
+    call::{Given, Guard, Guarded, Holds, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
     clock::{self, after, now},
 };
 
@@ -355,6 +356,7 @@ impl Parts for DeadlineParts {
     type Classify = ByResult;
     type Again = Unrepeated;
     type Hold = UntilHeaders;
+    type Seat<F, H: Holds> = Infallible;
     const SCOPED: bool = true;
     const TAKES: bool = false;
 

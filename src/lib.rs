@@ -94,6 +94,7 @@ mod clock;
 pub mod concurrency_limit;
 mod config;
 pub mod deadline;
+pub mod hedge;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod http;
@@ -123,6 +124,7 @@ pub use crate::{
     concurrency_limit::{ConcurrencyLimit, ConcurrencyLimitBuilder, ConcurrencyLimitLayer, ConcurrencyLimitService},
     config::{ConfigError, Problem},
     deadline::{Deadline, DeadlineLayer, DeadlineService},
+    hedge::{Hedge, HedgeBuilder, HedgeLayer, HedgeService},
     keyed::{Keyed, KeyedBuilder, KeyedLayer, KeyedService},
     kind::{Cloned, Kind, Plain},
     lift::{Lift, LiftFuture, LiftLayer},

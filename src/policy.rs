@@ -14,8 +14,8 @@ use tower::Layer;
 
 use crate::{
     CircuitBreaker, CircuitBreakerBuilder, Classify, ConcurrencyLimit, ConcurrencyLimitBuilder, ConfigError, Error,
-    Reject, Retry, RetryBuilder,
-    call::{BodyTimes, Calls, Guard, Guarded, Parts, Repeating, ResponseFuture},
+    Hedge, HedgeBuilder, Reject, Retry, RetryBuilder,
+    call::{Beside, BodyTimes, Calls, Guard, Guarded, Holds, Parts, Repeating, ResponseFuture},
     circuit_breaker, concurrency_limit,
     config::Checks,
     kind::{Cloned, Kind, Plain},
@@ -63,6 +63,7 @@ pub struct PolicyParts<K> {
     /// Built alone, so others may hold it too.
     lent: Lent,
     timeout: Option<Duration>,
+    hedge: Option<Hedge>,
     body: BodyTimes,
     kind: K,
 }
@@ -231,6 +232,12 @@ impl<K> Policy<K> {
         self.parts.limit.as_ref()
     }
 
+    /// The hedge, to see its delay.
+    #[must_use]
+    pub fn hedge(&self) -> Option<&Hedge> {
+        self.parts.hedge.as_ref()
+    }
+
     /// The retry, with its budget.
     #[must_use]
     pub fn retry(&self) -> Option<&Retry> {
@@ -317,6 +324,7 @@ impl<K> fmt::Debug for Policy<K> {
             .field("circuit_breaker", &parts.breaker)
             .field("concurrency_limit", &parts.limit)
             .field("timeout", &parts.timeout)
+            .field("hedge", &parts.hedge)
             .finish_non_exhaustive()
     }
 }
@@ -325,6 +333,7 @@ impl<C, R, H> Parts for PolicyParts<Kind<C, R, H>> {
     type Classify = C;
     type Again = Repeating<R>;
     type Hold = H;
+    type Seat<F, L: Holds> = Beside<F, L>;
     const SCOPED: bool = true;
 
     #[inline]
@@ -375,6 +384,11 @@ impl<C, R, H> Parts for PolicyParts<Kind<C, R, H>> {
     #[inline]
     fn timeout(&self) -> Option<Duration> {
         self.timeout
+    }
+
+    #[inline]
+    fn hedge(&self) -> Option<&Hedge> {
+        self.hedge.as_ref()
     }
 }
 
@@ -427,6 +441,7 @@ macro_rules! part {
 }
 
 part!(RetryBuilder, Retry);
+part!(HedgeBuilder, Hedge);
 part!(CircuitBreakerBuilder, CircuitBreaker);
 part!(ConcurrencyLimitBuilder, ConcurrencyLimit);
 
@@ -471,6 +486,7 @@ pub struct PolicyBuilder<K = Plain> {
     breaker: Option<Part<CircuitBreakerBuilder, CircuitBreaker>>,
     limit: Option<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>,
     timeout: Option<Duration>,
+    hedge: Option<Part<HedgeBuilder, Hedge>>,
     body: BodyTimes,
     seed: Option<u64>,
     shutdown: Option<shutdown::Handle>,
@@ -486,6 +502,7 @@ impl<K> PolicyBuilder<K> {
             breaker: None,
             limit: None,
             timeout: None,
+            hedge: None,
             body: BodyTimes::default(),
             seed: None,
             shutdown: None,
@@ -495,8 +512,9 @@ impl<K> PolicyBuilder<K> {
 
     /// What is known to get services through the usual outages, whichever it is: an adaptive concurrency limit that holds calls back
     /// while the service is down, with a queue that goes by deadlines and in which nobody waits for more than ten seconds; and retries,
-    /// up to seven for a call and two for each call over all, which is as many as it takes where every other answer is an error. There is
-    /// no circuit breaker in it, and no attempt timeout.
+    /// up to seven for a call and two for each call over all, which is as many as it takes where every other answer is an error; and a
+    /// hedge from the same budget, where a call takes five times as long as three quarters of them. There is no circuit breaker
+    /// in it, and no attempt timeout.
     ///
     /// Every `Err` is a failure to it until you [judge](Self::classify) otherwise: a service of which most calls end with "not found" is
     /// not down.
@@ -504,7 +522,9 @@ impl<K> PolicyBuilder<K> {
     /// Set a [`deadline`](Self::deadline) with it, or have callers set one: those who have a deadline are let out in the right order, and
     /// not at all if it would be in vain. What was set before is replaced, what is set after it replaces its part.
     pub fn standard(self) -> Self {
-        self.retry(RetryBuilder::standard()).concurrency_limit(ConcurrencyLimitBuilder::standard())
+        self.retry(RetryBuilder::standard())
+            .hedge(HedgeBuilder::standard())
+            .concurrency_limit(ConcurrencyLimitBuilder::standard())
     }
 
     /// How long the whole call may take, retries and waits included.
@@ -531,6 +551,13 @@ impl<K> PolicyBuilder<K> {
     /// How many may ask at once: settings, or a [`ConcurrencyLimit`] to share.
     pub fn concurrency_limit(mut self, limit: impl Into<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>) -> Self {
         self.limit = Some(limit.into());
+        self
+    }
+
+    /// When to send an attempt once more, beside the first: settings, or a [`Hedge`] to share. It draws on the budget of the
+    /// [retries](Self::retry) unless it has one of its own, and counts as an attempt. Requests are repeated as for a retry.
+    pub fn hedge(mut self, hedge: impl Into<Part<HedgeBuilder, Hedge>>) -> Self {
+        self.hedge = Some(hedge.into());
         self
     }
 
@@ -577,6 +604,7 @@ impl<K> PolicyBuilder<K> {
         Part::check(&self.breaker, |breaker| breaker.check(&mut checks));
         Part::check(&self.breaker, |breaker| breaker.check_deadline(&mut checks, self.deadline));
         Part::check(&self.limit, |limit| limit.check(&mut checks));
+        Part::check(&self.hedge, |hedge| hedge.check(&mut checks));
         checks.finish()?;
 
         let (name, shutdown) = (self.name, self.shutdown.as_ref());
@@ -585,12 +613,15 @@ impl<K> PolicyBuilder<K> {
             breaker: matches!(self.breaker, Some(Part::Shared(_))),
             limit: matches!(self.limit, Some(Part::Shared(_))),
         };
+        let retry = Part::assemble(self.retry, |retry| {
+            told(shutdown, retry.seed_by_default(self.seed), RetryBuilder::shutdown).assemble(name)
+        });
+        let budget = retry.as_ref().and_then(Retry::budget);
         let parts = PolicyParts {
             name,
             deadline: self.deadline,
-            retry: Part::assemble(self.retry, |retry| {
-                told(shutdown, retry.seed_by_default(self.seed), RetryBuilder::shutdown).assemble(name)
-            }),
+            hedge: Part::assemble(self.hedge, |hedge| hedge.assemble(name, budget)),
+            retry,
             // Another one, so that the two are not in step.
             breaker: Part::assemble(self.breaker, |breaker| {
                 breaker.seed_by_default(self.seed.map(|seed| seed.wrapping_add(1))).assemble(name, bound)
@@ -634,8 +665,8 @@ impl<C, R, H> PolicyBuilder<Kind<C, R, H>> {
     }
 
     fn with_kind<K2>(self, with: impl FnOnce(Kind<C, R, H>) -> K2) -> PolicyBuilder<K2> {
-        let Self { name, deadline, retry, breaker, limit, timeout, body, seed, shutdown, kind } = self;
-        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, body, seed, shutdown, kind: with(kind) }
+        let Self { name, deadline, retry, breaker, limit, timeout, hedge, body, seed, shutdown, kind } = self;
+        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, hedge, body, seed, shutdown, kind: with(kind) }
     }
 }
 

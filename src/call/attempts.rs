@@ -24,6 +24,9 @@ pub trait Again<S, Req> {
     /// Whether a copy can and may be sent, after an attempt that may have reached the service.
     fn may_send(&self, copy: &Req, sent: bool) -> bool;
 
+    /// Whether it can be sent beside the attempt before.
+    fn may_overlap(&self, copy: &Req) -> bool;
+
     /// That copy is about to be sent.
     fn take_over(&self, copy: &mut Req) -> bool;
 }
@@ -45,6 +48,10 @@ impl<S, Req> Again<S, Req> for Never {
 
     #[inline]
     fn may_send(&self, _: &Req, _: bool) -> bool {
+        false
+    }
+
+    fn may_overlap(&self, _: &Req) -> bool {
         false
     }
 
@@ -80,6 +87,10 @@ impl<S: Clone, Req, R: Repeat<Req>> Again<S, Req> for Repeating<R> {
         self.0.may_send(copy, sent)
     }
 
+    fn may_overlap(&self, copy: &Req) -> bool {
+        self.0.may_overlap(copy)
+    }
+
     fn take_over(&self, copy: &mut Req) -> bool {
         self.0.take_over(copy)
     }
@@ -99,6 +110,11 @@ pub trait Attempts<P> {
 
     /// Whether another attempt can be made, after one that may have reached the service.
     fn can_go_on(&self, parts: &P, sent: bool) -> bool;
+
+    /// Whether another attempt can be made beside the present one.
+    fn can_overlap(&self, parts: &P) -> bool {
+        self.can_go_on(parts, true)
+    }
 
     /// Another attempt is decided on; whether it still can be made.
     fn take_over(&mut self, _: &P) -> bool {
@@ -146,6 +162,13 @@ where
 
     fn can_go_on(&self, parts: &P, sent: bool) -> bool {
         self.req.as_ref().is_some_and(|copy| Again::<S, Req>::may_send(parts.again(), copy, sent))
+    }
+
+    fn can_overlap(&self, parts: &P) -> bool {
+        let again = parts.again();
+        self.req.as_ref().is_some_and(|copy| {
+            Again::<S, Req>::may_send(again, copy, true) && Again::<S, Req>::may_overlap(again, copy)
+        })
     }
 
     fn leave(&mut self, _: &P) {

@@ -14,6 +14,7 @@ use crate::{
     Reason, Rejection, Rule, Verdict,
     clock::{after, nanos, now},
     deadline::{Ambient, Moment, Scope},
+    hedge::Hedge,
     retry::Retry,
     shutdown,
 };
@@ -50,6 +51,8 @@ pub(super) enum Entry {
 /// What the timer is armed for.
 #[derive(Clone, Copy)]
 enum Limit {
+    /// Not for the end of anything, but to ask once more.
+    Hedge,
     Attempt,
     Deadline,
     MaxWait,
@@ -112,6 +115,9 @@ impl Claims {
         }
         if let Some(retry) = parts.retry() {
             retry.deposit(now);
+        }
+        if let Some(hedge) = parts.hedge() {
+            hedge.deposit(now);
         }
         true
     }
@@ -343,6 +349,12 @@ impl Claims {
         parts.retry().is_none_or(|retry| self.attempt() >= retry.max_attempts())
     }
 
+    /// Whether nothing may be sent after the present attempt, or beside it.
+    #[inline]
+    pub(super) fn is_sent_once<P: Parts>(&self, parts: &P) -> bool {
+        parts.hedge().is_none() && self.is_last(parts)
+    }
+
     /// Whether a call that was refused for this reason is to be tried again.
     #[inline]
     pub(super) fn retries<P: Parts>(&self, parts: &P, reason: Reason) -> bool {
@@ -363,6 +375,7 @@ impl Claims {
             || parts.breaker().is_some()
             || P::SCOPED && !self.ambient.deadline.is_none()
             || parts.limit().is_some_and(|limit| limit.is_adaptive())
+            || parts.hedge().is_some()
     }
 
     /// On the first pending poll of an attempt: the moment to cut it off at, if there is one. A layer that has no
@@ -378,6 +391,34 @@ impl Claims {
             limit.pending(started);
         }
         wait
+    }
+
+    /// As [`arm`](Self::arm), for an attempt beside which another may be sent.
+    pub(super) fn arm_to_hedge<P: Parts>(&mut self, parts: &P) -> Option<Wait> {
+        if self.armed {
+            return None;
+        }
+        let wait = self.arm(parts);
+        let delay = parts.hedge().and_then(Hedge::delay);
+        let Some((now, delay)) = self.started.zip(delay) else { return wait };
+        let until = after(now, delay);
+        if wait.is_some_and(|wait| wait.until <= until) {
+            return wait;
+        }
+        self.limit = Limit::Hedge;
+        Some(Wait { now, until })
+    }
+
+    /// Whether what was waited for is no end.
+    pub(super) fn is_to_hedge(&self) -> bool {
+        matches!(self.limit, Limit::Hedge)
+    }
+
+    /// After something else was waited for, or for another: the moment to cut the attempt off at.
+    pub(super) fn arm_again<P: Parts>(&mut self, parts: &P) -> Option<Wait> {
+        let started = self.started?;
+        let time = parts.timeout();
+        self.ends::<P>(started, time, P::SCOPED || time.is_some(), Limit::Attempt)
     }
 
     /// On the first pending poll in the queue. No wait outlasts the deadline.
@@ -397,11 +438,18 @@ impl Claims {
             && !bounded
             && parts.breaker().is_none()
             && parts.limit().is_none_or(|limit| !limit.is_timed())
+            && parts.hedge().is_none()
         {
             return None;
         }
         let now = now();
         self.started = Some(now);
+        self.ends::<P>(now, time, bounded, limit)
+    }
+
+    /// When what began then is over: by its own time, or by the deadline.
+    #[inline(always)]
+    fn ends<P: Parts>(&mut self, now: Instant, time: Option<Duration>, bounded: bool, limit: Limit) -> Option<Wait> {
         let own = time.map(|time| after(now, time));
         let deadline = if bounded { self.deadline::<P>(now) } else { None };
         let by_deadline = deadline.is_some_and(|deadline| own.is_none_or(|own| deadline < own));
@@ -429,13 +477,18 @@ impl Claims {
 
     /// After a wait, which may have ended late: nothing begins past the deadline.
     pub(super) fn in_time<P: Parts>(&self, parts: &P) -> Result<(), Rejection> {
-        let deadline = self.bound::<P>();
-        if !deadline.is_started() || !is_past(deadline) {
+        if !self.is_late::<P>() {
             return Ok(());
         }
         let rejection = out_of_time(parts);
         rejection.log();
         Err(rejection)
+    }
+
+    /// Whether the deadline is past.
+    pub(super) fn is_late<P: Parts>(&self) -> bool {
+        let deadline = self.bound::<P>();
+        deadline.is_started() && is_past(deadline)
     }
 
     /// Before something else is waited for.
@@ -462,6 +515,37 @@ impl Claims {
                 settle_with(breaker, self.ticket, self.started, Verdict::Success);
             }
         }
+    }
+
+    /// An attempt that took so long was answered, or given up for another.
+    #[inline]
+    pub(super) fn learn<P: Parts>(&self, parts: &P) {
+        if let Some((hedge, started)) = parts.hedge().zip(self.started) {
+            hedge.learn(now().saturating_duration_since(started));
+        }
+    }
+
+    /// For an attempt beside this one, if there may be one: the timer may have been late.
+    pub(super) fn beside<P: Parts>(&self, parts: &P) -> Option<Self> {
+        if self.is_late::<P>() {
+            return None;
+        }
+        let mut ambient = self.ambient;
+        if let Some(retry) = parts.retry() {
+            if self.is_last(parts) || retry.shutdown().is_some_and(shutdown::Handle::is_draining) {
+                return None;
+            }
+            ambient.attempt = ambient.attempt.saturating_add(1);
+        }
+        Some(Self { ambient, previous: self.previous, ..Self::default() })
+    }
+
+    /// Another attempt of the call was faster, which says nothing of this one but how long it has taken.
+    #[cold]
+    pub(super) fn lose<P: Parts>(&mut self, parts: &P) {
+        let verdict = cut_off_verdict(parts.breaker().filter(|_| self.owing), self.started);
+        self.release(parts, Ended::Unknown);
+        self.tell(parts, verdict);
     }
 
     /// The attempt was answered, and lasts on.
@@ -549,7 +633,8 @@ impl Claims {
         let name = parts.name();
         let elapsed = elapsed.as_secs_f32();
         let rejection = match self.limit {
-            Limit::Attempt => {
+            // It is armed again before anything can be cut off.
+            Limit::Hedge | Limit::Attempt => {
                 let allowed = seconds(parts.timeout());
                 self.settle_timeout(parts);
                 Rejection::new(name, Rule::AttemptTimeout, elapsed, allowed)

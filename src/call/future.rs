@@ -15,6 +15,7 @@ use super::{
     attempts::Attempts,
     core::{Claims, Core, Entry},
     hold::{Ending, Hold},
+    second::{Seat, SeatOf, Second, lose, succeed},
     slot::{Slot, Wait},
 };
 use crate::{Classify, Outcome, Reason, Reject, Rejection, Verdict};
@@ -35,10 +36,10 @@ use crate::{Classify, Outcome, Reason, Reject, Rejection, Verdict};
 pub struct ResponseFuture<A, F, H: Holds> {
     #[pin]
     pub(super) state: State<F>,
-    // Behind the state, so that the attempt is dropped before its permits are given back.
-    pub(super) core: Core<H>,
+    // With the attempt beside the first, if there is one. Both attempts are dropped before their permits are given back.
     #[pin]
-    pub(super) slot: Slot,
+    pub(super) slot: Slot<SeatOf<F, H>>,
+    pub(super) core: Core<H>,
     /// Where the next attempt comes from; `None` if there can be none.
     pub(super) attempts: Option<A>,
 }
@@ -58,6 +59,8 @@ pub(super) enum State<F> {
         #[pin]
         attempt: F,
     },
+    /// The first attempt is over without an answer, and the second goes on in its place.
+    Seconded,
     /// Waiting to try again; the slot says until when.
     Backoff,
     /// Refused or cut off; the slot says why. It may be tried again.
@@ -127,22 +130,41 @@ where
                         claims.look(|| this.state.set(State::Done));
                         let lasts = <A::Hold as Hold<T, H>>::BEYOND && outcome.is_ok();
                         let said = settle(claims, parts, &outcome, lasts);
-                        match said.again.and_then(|hint| go_on(claims, parts, this.attempts, hint)) {
+                        let next = said.again.and_then(|hint| {
+                            let second = this.slot.as_mut().second().map(Seat::second);
+                            go_on(claims, parts, this.attempts, second, hint)
+                        });
+                        match next {
                             None => {
+                                if parts.hedge().is_some() {
+                                    lose::<F, H>(this.slot);
+                                }
                                 let ending = Ending { claims, held, verdict: said.verdict };
                                 return Poll::Ready(outcome.map(|res| A::hold(parts).hold(res, ending)));
                             }
-                            Some(wait) => {
+                            Some(next) => {
                                 // A failed response may pin a connection; it does not live through the backoff.
                                 claims.look(|| drop(outcome));
                                 if lasts {
                                     claims.settle_neutral(parts);
                                 }
-                                back_off(this.state, this.slot, wait);
+                                match next {
+                                    Next::Wait(wait) => back_off(this.state, this.slot, wait),
+                                    Next::Second => succeed::<F, H>(claims, parts, this.state, this.slot),
+                                }
                             }
+                        }
+                    } else if SeatOf::<F, H>::HEDGES && parts.hedge().is_some() {
+                        if let Some(answer) = ready!(self.as_mut().poll_hedged(cx)) {
+                            return Poll::Ready(answer);
                         }
                     } else if !claims.is_timed(parts) || self.as_mut().wait(cx).is_pending() {
                         return Poll::Pending;
+                    }
+                }
+                StateProj::Seconded if SeatOf::<F, H>::HEDGES => {
+                    if let Some(answer) = ready!(self.as_mut().poll_hedged(cx)) {
+                        return Poll::Ready(answer);
                     }
                 }
                 StateProj::Rejected => {
@@ -188,7 +210,9 @@ where
             let (claims, held) = this.core.split();
             let parts = held.parts();
             match this.state.as_mut().project() {
-                StateProj::Running { .. } | StateProj::Rejected | StateProj::Done => return Poll::Ready(Ok(())),
+                StateProj::Running { .. } | StateProj::Seconded | StateProj::Rejected | StateProj::Done => {
+                    return Poll::Ready(Ok(()));
+                }
                 StateProj::Begin if claims.begin(parts) => this.state.set(State::Admit),
                 StateProj::Begin => refuse(this.state, this.slot, Claims::too_late(parts)),
                 StateProj::Admit => {
@@ -220,7 +244,7 @@ where
                 },
                 StateProj::Readying => {
                     let Some(attempts) = this.attempts else { unreachable!("an attempt is readied from its source") };
-                    let last = claims.is_last(parts);
+                    let last = claims.is_sent_once(parts);
                     // An answer wins over the end of its time. But readiness is none, and what comes too late is not begun.
                     let next = if this.slot.is_due() {
                         None
@@ -265,9 +289,9 @@ where
                     let rejection = this.slot.as_mut().rejection();
                     let again = rejection.filter(|rejection| claims.retries(parts, rejection.reason()));
                     let again = again.map(|rejection| Hint::of(&rejection));
-                    match again.and_then(|hint| go_on(claims, parts, this.attempts, hint)) {
-                        Some(wait) => back_off(this.state, this.slot, wait),
-                        None => this.state.set(State::Rejected),
+                    match again.and_then(|hint| go_on::<A, F, H>(claims, parts, this.attempts, None, hint)) {
+                        Some(Next::Wait(wait)) => back_off(this.state, this.slot, wait),
+                        Some(Next::Second) | None => this.state.set(State::Rejected),
                     }
                 }
             }
@@ -277,27 +301,28 @@ where
 
 /// Waits, to try again.
 #[cold]
-fn back_off<F>(mut state: Pin<&mut State<F>>, slot: Pin<&mut Slot>, wait: Wait) {
+pub(super) fn back_off<F, S>(mut state: Pin<&mut State<F>>, slot: Pin<&mut Slot<S>>, wait: Wait) {
     slot.arm(wait);
     state.set(State::Backoff);
 }
 
 /// Ends the call, unless it is tried again: the reason goes into the slot, where the timer was.
 #[cold]
-fn refuse<F>(mut state: Pin<&mut State<F>>, mut slot: Pin<&mut Slot>, rejection: Rejection) {
+pub(super) fn refuse<F, S>(mut state: Pin<&mut State<F>>, mut slot: Pin<&mut Slot<S>>, rejection: Rejection) {
     slot.set(Slot::Rejection(rejection));
     state.set(State::Refused);
 }
 
 /// What an outcome says.
-struct Said {
-    verdict: Verdict,
+pub(super) struct Said {
+    pub(super) verdict: Verdict,
     /// If asking again may help.
-    again: Option<Hint>,
+    pub(super) again: Option<Hint>,
 }
 
 /// What is known about asking again.
-struct Hint {
+#[derive(Clone, Copy)]
+pub(super) struct Hint {
     /// When to come back, by the server.
     retry_after: Option<Duration>,
     /// Whether the request may have reached the service.
@@ -314,13 +339,17 @@ impl Hint {
 /// Tells the parts what the outcome says. If the call `lasts` beyond it, then only that it failed: whether it succeeded
 /// shows at the end.
 #[inline(always)]
-fn settle<P, T, E>(claims: &mut Claims, parts: &P, outcome: &Result<T, E>, lasts: bool) -> Said
+pub(super) fn settle<P, T, E>(claims: &mut Claims, parts: &P, outcome: &Result<T, E>, lasts: bool) -> Said
 where
     P: Parts,
     E: Reject<T>,
     P::Classify: Classify<T, E::Cause>,
 {
-    if parts.breaker().is_none() && parts.retry().is_none() && parts.limit().is_none_or(|limit| !limit.is_adaptive()) {
+    if parts.breaker().is_none()
+        && parts.retry().is_none()
+        && parts.hedge().is_none()
+        && parts.limit().is_none_or(|limit| !limit.is_adaptive())
+    {
         if !lasts {
             claims.settle_neutral(parts);
         }
@@ -330,6 +359,7 @@ where
     match claims.look(|| E::inspect(outcome)) {
         Outcome::Ok(res) => match claims.look(|| parts.classify().classify(Ok(res))) {
             Verdict::Success => {
+                claims.learn(parts);
                 if lasts {
                     claims.answered(parts, Verdict::Success);
                 } else {
@@ -362,6 +392,9 @@ fn weigh<P: Parts>(claims: &mut Claims, parts: &P, verdict: Verdict, throttled: 
         Verdict::Unsent => Some(Hint { retry_after: None, sent: false }),
         _ => None,
     };
+    if verdict == Verdict::Permanent {
+        claims.learn(parts);
+    }
     if !lasts {
         claims.settle(parts, verdict);
     } else {
@@ -373,20 +406,36 @@ fn weigh<P: Parts>(claims: &mut Claims, parts: &P, verdict: Verdict, throttled: 
     Said { verdict, again }
 }
 
-/// When to make the next attempt, if one can and may be made.
+/// How a call goes on whose attempt has failed.
+pub(super) enum Next {
+    /// By another, later.
+    Wait(Wait),
+    /// By the one that runs beside it.
+    Second,
+}
+
+/// What comes next, if anything can and may.
 #[cold]
-fn go_on<A: Attempts<P>, P: Parts>(
+pub(super) fn go_on<A: Attempts<H::Parts>, F, H: Holds>(
     claims: &mut Claims,
-    parts: &P,
+    parts: &H::Parts,
     attempts: &mut Option<A>,
+    second: Option<Pin<&mut Second<F, H>>>,
     hint: Hint,
-) -> Option<Wait> {
+) -> Option<Next> {
+    if let Some(second) = second {
+        if second.is_running() {
+            return Some(Next::Second);
+        }
+        second.leave(claims, attempts);
+    }
     if claims.is_last(parts) {
         return None;
     }
     let attempts = attempts.as_mut().filter(|attempts| attempts.can_go_on(parts, hint.sent))?;
     // Last, since it ends what may still go on of the attempt before: a call that gives up leaves that alone.
-    claims.again_at(parts, hint.retry_after).filter(|_| attempts.take_over(parts))
+    let wait = claims.again_at(parts, hint.retry_after).filter(|_| attempts.take_over(parts));
+    wait.map(Next::Wait)
 }
 
 impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {
@@ -395,7 +444,7 @@ impl<A, F, H: Holds> fmt::Debug for ResponseFuture<A, F, H> {
             State::Begin | State::Admit => "admit",
             State::Queued => "queued",
             State::Readying => "readying",
-            State::Running { .. } => "running",
+            State::Running { .. } | State::Seconded => "running",
             State::Backoff => "backoff",
             State::Refused | State::Rejected => "rejected",
             State::Done => "done",

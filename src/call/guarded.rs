@@ -176,7 +176,8 @@ where
     N: Near,
     <PartsBy<N> as Parts>::Again: Again<S, Req>,
 {
-    let attempts = Cell::new(if claims.is_last(near.parts()) { None } else { further(inner, &req, &near, claims) });
+    let attempts =
+        Cell::new(if claims.is_sent_once(near.parts()) { None } else { further(inner, &req, &near, claims) });
     let admitted = Admitted::new(near.local());
     let _on_panic = admitted.unless_taken(claims);
     // Dropped first: who hears of a panic is not inside of the attempt.

@@ -5,7 +5,7 @@
 //!
 //! - **admit** ([`core`]): deadline, circuit breaker, concurrency limit, in this order; the future's polls go on
 //!   with it if the call must queue;
-//! - **run** ([`future`]): poll the inner future, arm one timer when it is first found pending;
+//! - **run** ([`future`]): poll the inner future, arm one timer when it is first found pending; [`second`]: what runs beside it;
 //! - **settle** ([`core`]): classify, tell the breaker, release; on drop: release, with the cancel rule. What is to last
 //!   until the end of the response's body goes on in it (`rest`).
 //!
@@ -18,6 +18,7 @@ mod guarded;
 mod hold;
 #[cfg(feature = "http")]
 mod rest;
+mod second;
 mod slot;
 
 use std::{
@@ -35,10 +36,12 @@ pub use hold::{BodyTimes, UntilHeaders};
 pub use hold::{Ending, Hold};
 #[cfg(feature = "http")]
 pub use rest::{BodyLimit, Rest};
+pub use second::{Beside, Seat};
 
 use crate::{
     circuit_breaker::Shared as Breaker,
     concurrency_limit::{Asks, Ended, Queued, Shared as Limit, Took, Turn},
+    hedge::Hedge,
     retry::Retry,
     spread::Spread,
 };
@@ -51,6 +54,9 @@ pub trait Parts {
     type Again;
     /// How long a call lasts.
     type Hold;
+    /// The place of an attempt beside the first: [`Infallible`](std::convert::Infallible) where there is no hedge, so that nobody
+    /// else pays for it.
+    type Seat<F, H: Holds>: Seat<F, H>;
 
     /// Whether the inner service sees a deadline or an attempt number of ours.
     const SCOPED: bool = false;
@@ -91,6 +97,20 @@ pub trait Parts {
         None
     }
 
+    /// When to ask once more beside the first attempt.
+    #[inline]
+    fn hedge(&self) -> Option<&Hedge> {
+        None
+    }
+
+    /// The same, for an attempt beside the first.
+    fn beside(&self) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
     /// How long one attempt may take.
     #[inline]
     fn timeout(&self) -> Option<Duration> {
@@ -105,12 +125,15 @@ pub trait Parts {
 }
 
 /// Something through which a future reaches its parts.
-pub trait Holds {
+pub trait Holds: Sized {
     /// The parts.
     type Parts: Parts;
 
     /// The parts.
     fn parts(&self) -> &Self::Parts;
+
+    /// For an attempt beside the first: the same parts. `None` where there is never one.
+    fn beside(&self) -> Option<Self>;
 }
 
 /// What a layer and its services hold.
@@ -155,6 +178,10 @@ impl<P: Parts> Holds for Spread<P> {
     fn parts(&self) -> &P {
         self
     }
+
+    fn beside(&self) -> Option<Self> {
+        Some(self.clone())
+    }
 }
 
 impl<P: Parts> Handle for Spread<P> {
@@ -194,6 +221,10 @@ impl<P: Parts> Holds for &P {
     fn parts(&self) -> &P {
         self
     }
+
+    fn beside(&self) -> Option<Self> {
+        Some(self)
+    }
 }
 
 /// Parts so small that they are copied instead of shared.
@@ -206,6 +237,10 @@ impl<P: Parts> Holds for Inline<P> {
     #[inline]
     fn parts(&self) -> &P {
         &self.0
+    }
+
+    fn beside(&self) -> Option<Self> {
+        self.0.beside().map(Inline)
     }
 }
 

@@ -1,6 +1,6 @@
-//! What a call keeps beside its attempt: the timer that it waits on, or the rejection that it ends with.
+//! What a call keeps beside its attempt: the timer that it waits on, the rejection that it ends with, or a second attempt.
 //!
-//! Never both, so they share one place. In [`State`](super::future::State) the rejection would share that of the
+//! Never two of them, so they share one place. In [`State`](super::future::State) the rejection would share that of the
 //! attempt, whose own layout would then no longer be that of the state, and be copied in pieces.
 
 use std::{
@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::{Rejection, clock::now};
 
 #[pin_project(project = SlotProj)]
-pub(super) enum Slot {
+pub(super) enum Slot<S> {
     /// No timer exists until it is needed.
     Empty,
     /// A timer for a time that had come already. tokio's know milliseconds only and would round it up.
@@ -25,6 +25,8 @@ pub(super) enum Slot {
         sleep: Sleep,
     },
     Rejection(Rejection),
+    /// An attempt beside the first, which has the timer of both.
+    Second(S),
 }
 
 /// What to wait for, as seen from `now`.
@@ -34,7 +36,7 @@ pub(super) struct Wait {
     pub(super) until: Instant,
 }
 
-impl Slot {
+impl<S> Slot<S> {
     /// # Panics
     /// Outside of a tokio runtime with its timers enabled, if there is something to wait for.
     #[inline]
@@ -57,7 +59,7 @@ impl Slot {
         match self.project() {
             SlotProj::Due => Poll::Ready(()),
             SlotProj::Timer { sleep } => sleep.poll(cx),
-            SlotProj::Empty | SlotProj::Rejection(_) => Poll::Pending,
+            SlotProj::Empty | SlotProj::Rejection(_) | SlotProj::Second(_) => Poll::Pending,
         }
     }
 
@@ -68,7 +70,15 @@ impl Slot {
         match self {
             Slot::Due => true,
             Slot::Timer { sleep } => sleep.deadline() <= now(),
-            Slot::Empty | Slot::Rejection(_) => false,
+            Slot::Empty | Slot::Rejection(_) | Slot::Second(_) => false,
+        }
+    }
+
+    #[inline]
+    pub(super) fn second(self: Pin<&mut Self>) -> Option<&mut S> {
+        match self.project() {
+            SlotProj::Second(second) => Some(second),
+            _ => None,
         }
     }
 

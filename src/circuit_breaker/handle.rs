@@ -1,6 +1,7 @@
 //! The handle, its permits and its layer.
 
 use std::{
+    convert::Infallible,
     fmt,
     future::Future,
     ops::Deref,
@@ -18,7 +19,7 @@ use tokio::{
 use super::{CircuitBreakerBuilder, Shared, Snapshot, State};
 use crate::{
     ByResult, Classify, Error, Reject, Rejection, Verdict,
-    call::{For, Given, Guard, Guarded, Handle, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
+    call::{For, Given, Guard, Guarded, Handle, Holds, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
     clock::{after, now},
     spread::Spread,
 };
@@ -228,6 +229,7 @@ impl<B: Deref<Target = Shared>, C> Parts for BreakerParts<B, C> {
     type Classify = C;
     type Again = Unrepeated;
     type Hold = UntilHeaders;
+    type Seat<F, H: Holds> = Infallible;
 
     #[inline]
     fn name(&self) -> &'static str {

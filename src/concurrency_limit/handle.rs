@@ -1,6 +1,7 @@
 //! The handle, its permits and its layer.
 
 use std::{
+    convert::Infallible,
     fmt,
     future::{Future, poll_fn},
     ops::Deref,
@@ -13,7 +14,7 @@ use tokio::time::timeout_at;
 use super::{Asks, ConcurrencyLimitBuilder, Queued, Shared, Turn};
 use crate::{
     ByResult, Deadline, Error, Reject, Rejection, Rule,
-    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
+    call::{Given, Guard, Guarded, Holds, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
     clock::{after, now},
     spread::Spread,
 };
@@ -226,6 +227,7 @@ impl<L: Deref<Target = Shared>> Parts for LimitParts<L> {
     type Classify = ByResult;
     type Again = Unrepeated;
     type Hold = UntilHeaders;
+    type Seat<F, H: Holds> = Infallible;
 
     #[inline]
     fn name(&self) -> &'static str {

@@ -59,6 +59,10 @@ where
         (!sent || self.covers(copy.method(), copy.headers())) && CloneRequest.may_send(copy.body(), sent)
     }
 
+    fn may_overlap(&self, copy: &Request<B>) -> bool {
+        CloneRequest.may_overlap(copy.body())
+    }
+
     fn take_over(&self, copy: &mut Request<B>) -> bool {
         CloneRequest.take_over(copy.body_mut())
     }

@@ -447,6 +447,11 @@ impl<B> Repeat<Replay<B>> for CloneRequest {
         copy.is_whole()
     }
 
+    /// One attempt reads it at a time.
+    fn may_overlap(&self, copy: &Replay<B>) -> bool {
+        copy.shared.is_none()
+    }
+
     fn take_over(&self, copy: &mut Replay<B>) -> bool {
         copy.take_over()
     }

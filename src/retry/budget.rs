@@ -1,6 +1,7 @@
 //! [`Budget`]: so many retries to so many calls of the last ten seconds.
 
 use std::{
+    fmt,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -33,12 +34,11 @@ const SPAN: Duration = Duration::from_secs(10);
 /// let outer = Retry::exponential(Duration::from_millis(200)).budget(budget).build()?;
 /// # Ok::<(), buttress::ConfigError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Budget {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     /// Successes are deposits, failures are withdrawals.
     window: TimeWindow,
@@ -71,12 +71,12 @@ impl Budget {
         self.shared.window.record(since(self.shared.base, now), GENERATION, false, false);
     }
 
-    /// Counts a retry, if there may be one more.
-    pub(crate) fn withdraw(&self, now: Instant) -> bool {
+    /// Counts a retry, if there may be one more, and `keep` after that.
+    pub(crate) fn withdraw(&self, now: Instant, keep: u64) -> bool {
         let Shared { window, base, withdrawing, .. } = &*self.shared;
         let _lock = withdrawing.lock().unwrap_or_else(PoisonError::into_inner);
         let now = since(*base, now);
-        let granted = self.left(now) > 0;
+        let granted = self.left(now) > keep;
         if granted {
             window.record(now, GENERATION, true, false);
         }
@@ -95,6 +95,12 @@ impl Budget {
         // A hair's breadth for ratios that a float cannot hold: 0.1 of 30 is 3 retries, not 2.
         let allowed = totals.successes as f64 * ratio + reserve + 1e-6;
         (allowed as u64).saturating_sub(totals.failures)
+    }
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget").field("balance", &self.balance()).finish_non_exhaustive()
     }
 }
 
@@ -148,7 +154,7 @@ impl BudgetBuilder {
         Ok(self.assemble())
     }
 
-    pub(super) fn assemble(self) -> Budget {
+    pub(crate) fn assemble(self) -> Budget {
         let shared = Shared {
             window: TimeWindow::new(SPAN, UNTIMED),
             ratio: self.ratio,

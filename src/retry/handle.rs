@@ -1,13 +1,13 @@
 //! The handle and its layer; what is decided here takes the time as an argument.
 
-use std::{borrow::Borrow, future::Future, sync::Arc, time::Duration};
+use std::{borrow::Borrow, convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{Budget, RetryBuilder, config::bit};
 use crate::{
     Backoff, Error, Reason, Reject,
-    call::{Calls, Guard, Guarded, Inline, Parts, Repeating, ResponseFuture, UntilHeaders},
+    call::{Calls, Guard, Guarded, Holds, Inline, Parts, Repeating, ResponseFuture, UntilHeaders},
     deadline::Ambient,
     kind::{Cloned, Kind, Plain},
     lift::LiftFuture,
@@ -143,7 +143,7 @@ impl Retry {
     }
 
     pub(crate) fn withdraw(&self, now: Instant) -> bool {
-        self.budget.as_ref().is_none_or(|budget| budget.withdraw(now))
+        self.budget.as_ref().is_none_or(|budget| budget.withdraw(now, 0))
     }
 
     pub(crate) fn backoff(&self, attempt: u32, previous: Duration) -> Duration {
@@ -190,6 +190,7 @@ impl<R: Borrow<Retry>, C, P> Parts for RetryParts<R, Kind<C, P>> {
     type Classify = C;
     type Again = Repeating<P>;
     type Hold = UntilHeaders;
+    type Seat<F, H: Holds> = Infallible;
     const SCOPED: bool = true;
     const TAKES: bool = false;
 

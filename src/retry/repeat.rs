@@ -26,6 +26,12 @@ pub trait Repeat<Req> {
         true
     }
 
+    /// Whether `copy` can be sent while what it was copied from is still on its way, as a [hedge](crate::hedge).
+    #[inline]
+    fn may_overlap(&self, _copy: &Req) -> bool {
+        true
+    }
+
     /// A retry is decided on: from here on nobody but `copy` uses what it shares with the attempt that has failed. `false`
     /// if it turns out that it cannot be sent: the call ends with what there is.
     #[inline]

@@ -14,8 +14,8 @@ use std::{
 };
 
 use buttress::{
-    CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Keyed, Lift, Policy, Rejection, Retry,
-    Rule, Shutdown, Timeout, Verdict, circuit_breaker::State,
+    CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Hedge, Keyed, Lift, Policy, Rejection,
+    Retry, Rule, Shutdown, Timeout, Verdict, circuit_breaker::State,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
@@ -122,11 +122,17 @@ fn retry() -> Retry {
     Retry::exponential(ms(10)).build().unwrap()
 }
 
-/// All five parts, none of which stands in a call's way.
+/// That has learned when to ask once more, and would.
+fn hedge() -> Hedge {
+    Hedge::percentile(0.95).min_delay(ms(100)).build().unwrap()
+}
+
+/// All six parts, none of which stands in a call's way.
 fn policy() -> Policy<Cloned> {
     Policy::cloned("all")
         .deadline(secs(5))
         .retry(retry())
+        .hedge(hedge())
         .circuit_breaker(breaker())
         .concurrency_limit(limit(8, 8))
         .timeout(secs(1))
@@ -189,6 +195,7 @@ macro_rules! for_each_layer {
         $check!("timeout", Timeout::new(secs(1)).layer().layer($inner));
         $check!("deadline", DeadlineLayer::new(secs(1)).layer($inner));
         $check!("retry", retry().layer().layer($inner));
+        $check!("hedge", hedge().layer().layer($inner));
         $check!("circuit breaker, time", breaker().layer().layer($inner));
         let of_calls = CircuitBreaker::builder().window_calls(100).slow_call_rate(0.5).build().unwrap();
         $check!("circuit breaker, calls", of_calls.layer().layer($inner));

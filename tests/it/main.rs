@@ -15,6 +15,7 @@ mod contract;
 mod deadline;
 mod grpc;
 mod hazards;
+mod hedge;
 mod keyed;
 mod late;
 mod loopback;

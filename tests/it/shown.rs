@@ -46,7 +46,7 @@ async fn handles_show_their_name_and_where_they_stand() {
     let policy = Policy::plain("api").deadline(secs(1)).circuit_breaker(&breaker).timeout(ms(100)).build().unwrap();
     let expected = "Policy { name: \"api\", deadline: Some(1s), retry: None, \
                     circuit_breaker: Some(CircuitBreaker { name: \"stock\", state: ForcedOpen }), \
-                    concurrency_limit: None, timeout: Some(100ms), .. }";
+                    concurrency_limit: None, timeout: Some(100ms), hedge: None, .. }";
     assert_eq!((policy.name(), shown(&policy).as_str()), ("api", expected));
     assert_eq!(Timeout::new(ms(100)).duration(), ms(100));
 

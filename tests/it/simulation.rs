@@ -39,7 +39,7 @@ proptest! {
 }
 
 /// Every move of a circuit, every rule to reject by, every way to end: without these the runs above would prove little.
-const COMES_ABOUT: [&str; 50] = [
+const COMES_ABOUT: [&str; 51] = [
     "Closed -> Closed",
     "Closed -> ForcedClosed",
     "Closed -> ForcedOpen",
@@ -73,6 +73,7 @@ const COMES_ABOUT: [&str; 50] = [
     "dropped: elsewhere",
     "dropped: in flight",
     "failed",
+    "hedged",
     "panicked",
     "panicked in `call`",
     "queued",

@@ -10,7 +10,7 @@ fn budget() -> Budget {
 
 fn withdraws(budget: &Budget) -> thread::JoinHandle<bool> {
     let budget = budget.clone();
-    thread::spawn(move || budget.withdraw(budget.shared.base))
+    thread::spawn(move || budget.withdraw(budget.shared.base, 0))
 }
 
 // HAZARD: R3
@@ -22,7 +22,7 @@ fn it_is_never_overdrawn() {
         let now = || budget.shared.base;
         budget.deposit(now);
         let other = withdraws(&budget);
-        let ours = budget.withdraw(now());
+        let ours = budget.withdraw(now(), 0);
         assert_ne!(ours, other.join().unwrap(), "one deposit, one retry");
     });
 }

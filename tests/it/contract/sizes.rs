@@ -4,8 +4,8 @@ use std::{convert::Infallible, io};
 
 use buttress::{
     CircuitBreaker, CircuitBreakerService, Cloned, ConcurrencyLimit, ConcurrencyLimitService, DeadlineService, Error,
-    Keyed, KeyedService, Lift, Plain, Policy, PolicyService, Rejection, Retry, RetryService, Timeout, TimeoutService,
-    Verdict, circuit_breaker, concurrency_limit,
+    Hedge, HedgeService, Keyed, KeyedService, Lift, Plain, Policy, PolicyService, Rejection, Retry, RetryService,
+    Timeout, TimeoutService, Verdict, circuit_breaker, concurrency_limit,
     shutdown::{Calls, InFlightService},
 };
 use tower::Service;
@@ -35,6 +35,8 @@ fn futures_have_the_size_of_the_table() {
         FutureOf<TimeoutService<Echo>> => 256,
         FutureOf<DeadlineService<Echo>> => 256,
         FutureOf<RetryService<Echo>> => 232,
+        // What runs beside the first is in a box, in the place of the timer.
+        FutureOf<HedgeService<Echo>> => 232,
         FutureOf<CircuitBreakerService<Echo>> => 232,
         FutureOf<ConcurrencyLimitService<Echo>> => 232,
         FutureOf<PolicyService<Echo, Plain>> => 232,
@@ -64,6 +66,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         CircuitBreaker => 8,
         ConcurrencyLimit => 8,
         Retry => 120,
+        Hedge => 8,
         Policy => 8,
         Keyed<u64, Policy> => 8,
         circuit_breaker::Permit => 32,
@@ -73,6 +76,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         TimeoutService<()> => 32,
         DeadlineService<()> => 32,
         RetryService<()> => 8,
+        HedgeService<()> => 8,
         CircuitBreakerService<()> => 32,
         ConcurrencyLimitService<()> => 8,
         PolicyService<()> => 8,

@@ -20,6 +20,8 @@ pub struct Plan {
     pub breaker: Option<Breaker>,
     pub limit: Option<Limit>,
     pub timeout: Option<u64>,
+    /// After how long it asks once more.
+    pub hedge: Option<u64>,
     /// Whether it knows of a shutdown.
     pub drains: bool,
     /// What the calls that reach the service do, over and over.
@@ -136,6 +138,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
             deadline: draws.maybe(60, |draws| draws.between(5, 200)),
             outer_deadline: draws.maybe(25, |draws| draws.between(3, 150)),
             timeout: draws.maybe(60, |draws| draws.between(3, 60)),
+            hedge: None,
             drains: draws.is(25),
             ready_after: draws.maybe(20, |draws| draws.between(1, 20)).unwrap_or(0),
             retry: draws.maybe(70, retries),
@@ -147,6 +150,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         // The last to be drawn, so that seeds of old stand for what they stood for.
         let adaptive = draws.is(30);
         plan.limit.iter_mut().for_each(|limit| limit.adaptive = adaptive);
+        plan.hedge = draws.maybe(30, |draws| draws.below(40));
         plan
     })
 }

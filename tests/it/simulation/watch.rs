@@ -5,7 +5,10 @@ use std::{
     future::Future,
     panic::resume_unwind,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -27,6 +30,8 @@ pub struct Watch {
     /// Set if each attempt reaches the service when it is admitted: no other tells where the circuit stood then.
     pub breaker: OnceLock<CircuitBreaker>,
     pub limit: OnceLock<ConcurrencyLimit>,
+    /// Set if an attempt may be sent beside another, and nobody counts attempts.
+    pub uncounted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +56,8 @@ pub struct Attempt {
     /// When the one before it ended, if that one was seen.
     pub after: Option<Instant>,
     pub ended: Option<Instant>,
+    /// Whether another of its call ran when it began.
+    pub beside: bool,
     /// How often the circuit had moved, and where it stood.
     moves: usize,
     state: Option<State>,
@@ -75,12 +82,14 @@ impl Watch {
         let Some(call) = seen.current else { panic!("the service was called while nobody was polled") };
         // An attempt that was refused, or cut off before the service was ready, is not seen here.
         let last = seen.of(call).last().cloned();
-        if let Some(last) = last.as_ref().filter(|last| number <= last.number) {
+        let uncounted = self.uncounted.load(SeqCst) && seen.of(call).count() == 1;
+        if let Some(last) = last.as_ref().filter(|last| number <= last.number && !uncounted) {
             let wrong = format!("call {call}: attempt {number} after attempt {}", last.number);
             seen.wrong.push(wrong);
         }
+        let beside = last.as_ref().is_some_and(Attempt::runs);
         let (after, moves) = (last.and_then(|last| last.ended), seen.moves.len());
-        let attempt = Attempt { call, number, at: Instant::now(), after, ended: None, moves, state };
+        let attempt = Attempt { call, number, at: Instant::now(), after, ended: None, beside, moves, state };
         if matches!(state, Some(State::Open | State::ForcedOpen)) {
             seen.wrong.push(format!("call {call} was admitted by a circuit that is {state:?}"));
         }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use buttress::{
-    Classify, Deadline, Error, Kind, Lift, Policy, PolicyService, Shutdown, Verdict,
+    Classify, Deadline, Error, Hedge, Kind, Lift, Policy, PolicyService, Shutdown, Verdict,
     circuit_breaker::Transition,
     retry::CloneRequest,
     shutdown,
@@ -169,6 +169,10 @@ impl World {
         }
         if let Some(timeout) = plan.timeout {
             policy = policy.timeout(ms(timeout));
+        }
+        if let Some(delay) = plan.hedge {
+            policy = policy.hedge(Hedge::after(ms(delay)));
+            watch.uncounted.store(plan.retry.is_none(), SeqCst);
         }
         let shutdown = plan.drains.then(|| Shutdown::builder().build().unwrap().handle());
         if let Some(shutdown) = &shutdown {
@@ -422,6 +426,9 @@ impl World {
         let Self { token, watch, service, watched, policy, kept, ended, mut reached, .. } = self;
         reached.extend(watch.seen().moves.iter().map(|(_, moved)| format!("{:?} -> {:?}", moved.from, moved.to)));
         reached.extend(watch.seen().attempts.iter().map(|attempt| format!("attempt {}", attempt.number)));
+        if watch.seen().attempts.iter().any(|attempt| attempt.beside) {
+            reached.insert("hedged".into());
+        }
         let limit = policy.concurrency_limit().cloned();
         drop(ended);
         let counted = service.calls().counted();

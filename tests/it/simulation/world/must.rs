@@ -5,7 +5,10 @@ use std::time::Duration;
 use buttress::{CircuitBreaker, Error, Reason, Rejection, Rule, circuit_breaker::State, shutdown};
 use tokio::time::Instant;
 
-use super::{super::watch::Seen, Call, Outcome, Way, World};
+use super::{
+    super::watch::{Attempt, Seen},
+    Call, Outcome, Way, World,
+};
 use crate::support::{ms, secs};
 
 /// A timer may be as late as its wheel is coarse.
@@ -17,11 +20,15 @@ impl World {
         let wrong = || format!("call {} ended with {outcome:?}", call.number);
         let seen = self.watch.seen();
         let last = seen.attempts.iter().rposition(|attempt| attempt.call == call.number);
+        // Or of the one before, if that ran beside it.
+        let beside = last.filter(|last| seen.attempts[*last].beside);
+        let first = beside.and_then(|last| seen.attempts[..last].iter().rposition(|it| it.call == call.number));
         drop(seen);
         // Whatever comes of it is what came of its last attempt.
+        let its_own = |number: u64| [last, first].contains(&Some(number as usize));
         match outcome {
-            Ok(number) => require(last == Some(*number as usize), wrong),
-            Err(Error::Inner(fault)) => require(last == Some(fault.number as usize), wrong),
+            Ok(number) => require(its_own(*number), wrong),
+            Err(Error::Inner(fault)) => require(its_own(fault.number), wrong),
             Err(Error::Rejected(no)) => require(self.may_reject(no, call, now), wrong),
         }
     }
@@ -30,7 +37,10 @@ impl World {
         match no.reason() {
             Reason::Timeout => {
                 let seen = self.watch.seen();
-                let begun = seen.of(call.number).last().map(|attempt| attempt.at.max(call.since.get().unwrap_or(now)));
+                // Of two that run side by side, the first may be the last to be waited for.
+                let first = |it: &&Attempt| self.plan.hedge.is_none() || it.ended == Some(now) || it.runs();
+                let begun = seen.of(call.number).filter(first).map(|it| it.at.max(call.since.get().unwrap_or(now)));
+                let begun = if self.plan.hedge.is_some() { begun.min() } else { begun.last() };
                 // Where the service takes its time to be ready, that counts, and is not seen here.
                 let began = begun.filter(|_| self.plan.ready_after == 0);
                 self.plan.timeout.is_some_and(|timeout| began.is_none_or(|began| now >= began + ms(timeout)))
@@ -117,6 +127,7 @@ impl World {
         for attempt in seen.of(number) {
             let tell = |what: &str| format!("call {number}: attempt {} {what}", attempt.number);
             require(attempt.number <= most, || tell("is one too many"))?;
+            require(!attempt.beside || self.plan.hedge.is_some(), || tell("is sent beside another"))?;
             let in_time = self.deadline(call).is_none_or(|deadline| attempt.at < deadline);
             require(in_time || !at_once, || tell("comes after the deadline"))?;
             let ran = now.duration_since(attempt.at.max(since));
@@ -148,7 +159,8 @@ impl World {
         let Some(limit) = self.policy.concurrency_limit() else { return Ok(()) };
         let (in_flight, waiting, max) = (limit.in_flight(), limit.waiting(), limit.max_in_flight());
         let tell = || format!("{in_flight} of {max} in flight, {waiting} wait, {running} run");
-        require(running <= in_flight && in_flight + waiting <= self.calls.len(), tell)?;
+        let each = if self.plan.hedge.is_some() { 2 } else { 1 };
+        require(running <= in_flight && in_flight + waiting <= self.calls.len() * each, tell)?;
         let all_polled = self.calls.iter().all(|call| call.polled);
         require(in_flight == running || !all_polled || self.plan.ready_after > 0, || {
             format!("a permit is lost: {}", tell())
