@@ -94,6 +94,7 @@ mod clock;
 pub mod concurrency_limit;
 mod config;
 pub mod deadline;
+pub mod guide;
 pub mod hedge;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]

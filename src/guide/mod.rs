@@ -1,0 +1,8 @@
+//! The guide: what the reference of single types has no room for. Documentation only, there is no code here.
+//!
+//! | page | answers |
+//! | --- | --- |
+//! | [`stacking`] | which layer goes where, and what goes wrong elsewhere; tower's own layers, axum, reqwest; policies within policies |
+
+#[doc = include_str!("stacking.md")]
+pub mod stacking {}
