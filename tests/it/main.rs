@@ -14,6 +14,7 @@ mod concurrency_limit;
 mod contract;
 mod deadline;
 mod grpc;
+mod guide;
 mod hazards;
 mod hedge;
 mod keyed;
