@@ -4,9 +4,13 @@
 //! | --- | --- |
 //! | [`stacking`] | which layer goes where, and what goes wrong elsewhere; tower's own layers, axum, reqwest; policies within policies |
 //! | [`defaults`] | every default, and the reason for it |
+//! | [`testing`] | a paused clock, services by script, chaos, simulations, what to assert on; tokio-console and slow polls |
 
 #[doc = include_str!("stacking.md")]
 pub mod stacking {}
 
 #[doc = include_str!("defaults.md")]
 pub mod defaults {}
+
+#[doc = include_str!("testing.md")]
+pub mod testing {}
