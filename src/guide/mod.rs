@@ -5,6 +5,7 @@
 //! | [`stacking`] | which layer goes where, and what goes wrong elsewhere; tower's own layers, axum, reqwest; policies within policies |
 //! | [`defaults`] | every default, and the reason for it |
 //! | [`testing`] | a paused clock, services by script, chaos, simulations, what to assert on; tokio-console and slow polls |
+//! | [`migrating`] | tower's layers, tower-resilience, failsafe, backon, Polly and resilience4j, name by name |
 
 #[doc = include_str!("stacking.md")]
 pub mod stacking {}
@@ -14,3 +15,6 @@ pub mod defaults {}
 
 #[doc = include_str!("testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("migrating.md")]
+pub mod migrating {}
