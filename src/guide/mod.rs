@@ -6,6 +6,7 @@
 //! | [`defaults`] | every default, and the reason for it |
 //! | [`testing`] | a paused clock, services by script, chaos, simulations, what to assert on; tokio-console and slow polls |
 //! | [`migrating`] | tower's layers, tower-resilience, failsafe, backon, Polly and resilience4j, name by name |
+//! | [`recipes`] | from asyncio: each of its things, its name here, its pitfall and its example; locks; retry and breaker beside Python's |
 
 #[doc = include_str!("stacking.md")]
 pub mod stacking {}
@@ -18,3 +19,6 @@ pub mod testing {}
 
 #[doc = include_str!("migrating.md")]
 pub mod migrating {}
+
+#[doc = include_str!("recipes.md")]
+pub mod recipes {}
