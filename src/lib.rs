@@ -9,39 +9,54 @@
 //!
 //! # Which one do I need?
 //!
-//! | what goes wrong | what helps |
-//! | --- | --- |
-//! | an answer may never come | [`Timeout`] on each attempt, [`Deadline`] on the whole call |
-//! | single calls fail, the next one works | [`Retry`], with its budget |
-//! | the service is down, and asking makes it worse | [`CircuitBreaker`] |
-//! | too many at once make everything slow | [`ConcurrencyLimit`] |
-//! | all of that | [`Policy`] |
-//! | one host, or tenant, fails and takes the others with it | [`Keyed`]: one of these for each |
-//! | a deploy costs requests, or hangs | [`Shutdown`] |
+//! | what you see | what helps | more of it |
+//! | --- | --- | --- |
+//! | calls hang | [`Timeout`] on each attempt, [`Deadline`] on the whole call | [which goes where](guide::stacking) |
+//! | a service says 503 now and then | [`Retry`], whose budget keeps an outage from becoming a storm | [`retry`] |
+//! | a dependency is down, and asking makes it worse | [`CircuitBreaker`] | [`circuit_breaker`] |
+//! | we are overloaded: everything gets slow, all tasks wait for one thing | [`ConcurrencyLimit`] | [`concurrency_limit`] |
+//! | one host, or tenant, fails and takes the others with it | [`Keyed`]: one of these for each | [`keyed`] |
+//! | all of that | [`Policy`] | [every default](guide::defaults) |
+//! | all of that, and no time to tune it | [`Policy::standard`], with a deadline | [what is in it](guide::defaults#policystandard) |
+//! | deploys drop requests, or hang | [`Shutdown`] | [`shutdown`] |
+//! | tests wait, and fail now and then | a paused clock, services by script | [testing](guide::testing) |
+//! | it is called something else where you come from | [tower, Polly, resilience4j, …](guide::migrating) | [asyncio](guide::recipes) |
 //!
-//! # A first policy
+//! # In five minutes
+//!
+//! `cargo add buttress`, and `cargo add tokio --features full` if it is not there. A whole program:
 //!
 //! ```
 //! use buttress::{CircuitBreaker, ConcurrencyLimit, Error, Policy, Reason, Retry};
-//! use std::time::Duration;
+//! use std::{io, time::Duration};
 //!
-//! # async fn fetch_user(id: u32) -> Result<String, std::io::Error> { Ok(format!("user {id}")) }
-//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let policy = Policy::plain("users")
-//!     .deadline(Duration::from_secs(5))
-//!     .retry(Retry::exponential(Duration::from_millis(50)))
-//!     .circuit_breaker(CircuitBreaker::builder())
-//!     .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64))
-//!     .timeout(Duration::from_millis(500))
-//!     .build()?;
-//!
-//! match policy.call(|| fetch_user(42)).await {
-//!     Ok(user) => println!("{user}"),
-//!     Err(Error::Rejected(no)) if no.reason() == Reason::CircuitOpen => println!("{no}"),
-//!     Err(error) => return Err(error.into()),
+//! async fn fetch_user(id: u32) -> Result<String, io::Error> {
+//!     Ok(format!("user {id}")) // your call goes here
 //! }
-//! # Ok(()) }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // One for each service that you call, made once: its clones share the breaker, the limit and the budget.
+//!     let policy = Policy::plain("users")
+//!         .deadline(Duration::from_secs(5)) // the whole call, retries and waits included
+//!         .retry(Retry::exponential(Duration::from_millis(50))) // three attempts, and a budget for all calls
+//!         .circuit_breaker(CircuitBreaker::builder()) // opens when half of the last ten seconds' calls failed
+//!         .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64)) // 64 at once; as many may wait
+//!         .timeout(Duration::from_millis(500)) // each attempt
+//!         .build()?;
+//!
+//!     match policy.call(|| fetch_user(42)).await {
+//!         Ok(user) => println!("{user}"),
+//!         Err(Error::Rejected(no)) if no.reason() == Reason::CircuitOpen => println!("not asked: {no}"),
+//!         Err(Error::Rejected(no)) => println!("refused or cut off: {no}"),
+//!         Err(Error::Inner(error)) => return Err(error.into()),
+//!     }
+//!     Ok(())
+//! }
 //! ```
+//!
+//! Leave out what you do not need. `cargo run --example quickstart --features reqwest`, in the repository, shows such a policy while a
+//! server fails, stalls and recovers.
 //!
 //! - Around a client whose error you cannot make: [`policy.wrap(client)`](Policy::wrap), errors become [`Error<E>`].
 //!   There are presets for HTTP and gRPC clients, see `http`; for other requests that are `Clone` and safe to repeat
