@@ -40,7 +40,7 @@
 //!     let policy = Policy::plain("users")
 //!         .deadline(Duration::from_secs(5)) // the whole call, retries and waits included
 //!         .retry(Retry::exponential(Duration::from_millis(50))) // three attempts, and a budget for all calls
-//!         .circuit_breaker(CircuitBreaker::builder()) // opens when half of the last ten seconds' calls failed
+//!         .circuit_breaker(CircuitBreaker::builder()) // opens when half of ten seconds' calls have failed
 //!         .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64)) // 64 at once; as many may wait
 //!         .timeout(Duration::from_millis(500)) // each attempt
 //!         .build()?;
