@@ -20,6 +20,7 @@
 //! | all of that, and no time to tune it | [`Policy::standard`], with a deadline | [what is in it](guide::defaults#policystandard) |
 //! | deploys drop requests, or hang | [`Shutdown`] | [`shutdown`] |
 //! | tests wait, and fail now and then | a paused clock, services by script | [testing](guide::testing) |
+//! | something blocks the thread that all wait for | [`SlowPoll`] names it | [testing](guide::testing) |
 //! | it is called something else where you come from | [tower, Polly, resilience4j, …](guide::migrating) | [asyncio](guide::recipes) |
 //!
 //! # In five minutes
@@ -90,7 +91,7 @@
 //! - The state belongs to the value that you built, never to `Layer::layer`, which axum calls for each connection.
 //! - A permit that is dropped, by cancellation or by a panic, is given back exactly once.
 //! - Nothing waits past the [`Deadline`].
-//! - Time is tokio's: `tokio::time::pause` drives every test.
+//! - Time is tokio's: `tokio::time::pause` drives every test. (Only [`SlowPoll`] reads the real clock.)
 //! - Nothing on the success path logs or allocates (but for a queue while it grows), and nothing locks unless a call must
 //!   queue or a circuit is about to move. Transitions are logged at WARN or INFO and rejections at
 //!   DEBUG, under the target `buttress`.
@@ -123,6 +124,7 @@ mod random;
 pub mod rejection;
 pub mod retry;
 pub mod shutdown;
+pub mod slow_poll;
 mod spread;
 mod sync;
 #[cfg(feature = "testing")]
@@ -148,5 +150,6 @@ pub use crate::{
     rejection::{Error, Outcome, Reason, Reject, Rejection, Rule},
     retry::{Retry, RetryBuilder, RetryLayer, RetryService},
     shutdown::{Shutdown, ShutdownBuilder},
+    slow_poll::{SlowPoll, SlowPollLayer, SlowPollService},
     timeout::{Timeout, TimeoutLayer, TimeoutService},
 };

@@ -15,7 +15,7 @@ use std::{
 
 use buttress::{
     CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Hedge, Keyed, Lift, Policy, Rejection,
-    Retry, Rule, Shutdown, Timeout, Verdict, circuit_breaker::State,
+    Retry, Rule, Shutdown, SlowPoll, Timeout, Verdict, circuit_breaker::State,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
@@ -203,6 +203,7 @@ macro_rules! for_each_layer {
         $check!("policy", policy().layer().layer($inner));
         $check!("policy of a lifted service", policy().wrap($inner));
         $check!("lift", Lift::new($inner));
+        $check!("slow poll", SlowPoll::new("all", secs(3_600)).layer().layer($inner));
     };
 }
 

@@ -28,6 +28,7 @@ mod retry;
 mod shown;
 mod shutdown;
 mod simulation;
+mod slow_poll;
 mod storm;
 mod testing;
 mod timeout;

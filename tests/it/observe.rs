@@ -27,18 +27,18 @@ use crate::support::{Echo, ms, secs};
 
 /// One event of ours.
 #[derive(Debug)]
-struct Line {
-    level: Level,
-    target: String,
+pub struct Line {
+    pub level: Level,
+    pub target: String,
     fields: BTreeMap<&'static str, String>,
 }
 
 impl Line {
-    fn field(&self, name: &str) -> Option<&str> {
+    pub fn field(&self, name: &str) -> Option<&str> {
         self.fields.get(name).map(String::as_str)
     }
 
-    fn of<const N: usize>(&self, names: [&str; N]) -> [&str; N] {
+    pub fn of<const N: usize>(&self, names: [&str; N]) -> [&str; N] {
         names.map(|name| self.field(name).unwrap_or("-"))
     }
 }
@@ -55,11 +55,11 @@ impl Visit for Line {
 
 /// Everything that is logged on this thread.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<Line>>>);
+pub struct Log(Arc<Mutex<Vec<Line>>>);
 
 impl Log {
     /// The lines since the last look.
-    fn take(&self) -> Vec<Line> {
+    pub fn take(&self) -> Vec<Line> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
@@ -82,7 +82,7 @@ fn listen_with(layer: impl Layer<Registry> + Send + Sync) -> DefaultGuard {
     tracing::subscriber::set_default(Registry::default().with(layer))
 }
 
-fn listen() -> (Log, DefaultGuard) {
+pub fn listen() -> (Log, DefaultGuard) {
     let log = Log::default();
     (log.clone(), listen_with(log))
 }

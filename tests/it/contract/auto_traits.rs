@@ -96,6 +96,9 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::RetryBuilder,
         buttress::Rule,
         buttress::Shutdown,
+        buttress::SlowPoll,
+        buttress::SlowPollLayer,
+        buttress::SlowPollService<All>,
         buttress::Timeout,
         buttress::UntilHeaders,
         buttress::Verdict,
@@ -147,6 +150,7 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::shutdown::TaskReport,
         buttress::shutdown::Trigger,
         buttress::shutdown::Why,
+        buttress::slow_poll::Watched<All>,
         buttress::CircuitBreaker,
         buttress::CircuitBreakerBuilder,
         CircuitBreakerLayer,
@@ -186,6 +190,7 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::Lift<Nothing>,
         buttress::LiftFuture<Nothing>,
         buttress::PolicyBuilder<Nothing>,
+        buttress::SlowPollService<Nothing>,
         buttress::ResponseFuture = FutureOf<TimeoutService<Bland>, Bare<Req>>,
         buttress::circuit_breaker::BreakerParts<All, Nothing>,
         buttress::classify::FromFn<Nothing, All, All>,
@@ -197,7 +202,8 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::policy::PolicyParts<Nothing>,
         buttress::retry::RetryParts<All, Nothing>,
         buttress::shutdown::InFlightFuture<Nothing, All>,
-        buttress::shutdown::InFlightService<Nothing, All>;
+        buttress::shutdown::InFlightService<Nothing, All>,
+        buttress::slow_poll::Watched<Nothing>;
     }
 }
 

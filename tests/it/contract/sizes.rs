@@ -5,7 +5,7 @@ use std::{convert::Infallible, io};
 use buttress::{
     CircuitBreaker, CircuitBreakerService, Cloned, ConcurrencyLimit, ConcurrencyLimitService, DeadlineService, Error,
     Hedge, HedgeService, Keyed, KeyedService, Lift, Plain, Policy, PolicyService, Rejection, Retry, RetryService,
-    Timeout, TimeoutService, Verdict, circuit_breaker, concurrency_limit,
+    SlowPoll, SlowPollService, Timeout, TimeoutService, Verdict, circuit_breaker, concurrency_limit,
     shutdown::{Calls, InFlightService},
 };
 use tower::Service;
@@ -31,6 +31,7 @@ fn futures_have_the_size_of_the_table() {
     sizes! {
         FutureOf<Echo> => 40,
         FutureOf<Lift<Echo>> => 40,
+        FutureOf<SlowPollService<Echo>> => 72,
         // The timer takes 112 of the rest. Timeout and deadline hold their settings in it, the others one pointer.
         FutureOf<TimeoutService<Echo>> => 256,
         FutureOf<DeadlineService<Echo>> => 256,
@@ -63,6 +64,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         Verdict => 24,
 
         Timeout => 32,
+        SlowPoll => 32,
         CircuitBreaker => 8,
         ConcurrencyLimit => 8,
         Retry => 120,
@@ -75,6 +77,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         // Each without the service below.
         TimeoutService<()> => 32,
         DeadlineService<()> => 32,
+        SlowPollService<()> => 32,
         RetryService<()> => 8,
         HedgeService<()> => 8,
         CircuitBreakerService<()> => 32,

@@ -11,7 +11,8 @@ use std::{
 
 use buttress::{
     CircuitBreaker, CircuitBreakerService, Cloned, ConcurrencyLimit, ConcurrencyLimitService, Deadline, DeadlineLayer,
-    DeadlineService, Error, Plain, Policy, PolicyService, Rejection, Retry, RetryService, Timeout, TimeoutService,
+    DeadlineService, Error, Plain, Policy, PolicyService, Rejection, Retry, RetryService, SlowPoll, Timeout,
+    TimeoutService,
 };
 use tower::{Layer, Service};
 
@@ -74,6 +75,7 @@ fn a_policy() -> buttress::PolicyBuilder<Plain> {
 async fn nothing_is_asked_of_requests_responses_and_errors() {
     serves(Timeout::new(secs(1)).layer().layer(Bland)).await;
     serves(DeadlineLayer::new(secs(1)).layer(Bland)).await;
+    serves(SlowPoll::new("bland", secs(1)).layer().layer(Bland)).await;
     serves(Retry::constant(ms(1)).build().unwrap().layer_with(Plain::default()).layer(Bland)).await;
     serves(CircuitBreaker::builder().build().unwrap().layer().layer(Bland)).await;
     serves(ConcurrencyLimit::builder().max_in_flight(1).build().unwrap().layer().layer(Bland)).await;
