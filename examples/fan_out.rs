@@ -19,7 +19,7 @@ use std::{
 use axum::{Router, extract::Path, http::StatusCode, routing::get};
 use buttress::{ConcurrencyLimit, Lift, Policy, PolicyService, Retry, http::Reqwest};
 use reqwest::{Client, Method, Request, Url};
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tower::BoxError;
 
 const CALLS: usize = 10;
@@ -29,6 +29,11 @@ type Shop = PolicyService<Lift<Client>, Reqwest>;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    // Nothing here takes long; what waits for ever is a fault.
+    timeout(Duration::from_secs(9), story()).await?
+}
+
+async fn story() -> Result<(), BoxError> {
     // What panics below is part of the story; a line of it is enough.
     std::panic::set_hook(Box::new(|panic| println!("  ({})", panic.to_string().replace('\n', " "))));
     let server = Server::default();

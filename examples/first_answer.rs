@@ -20,6 +20,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
+    time::timeout,
 };
 use tower::BoxError;
 
@@ -27,6 +28,11 @@ type Replicas = Keyed<SocketAddr, Policy>;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
+    // Nothing here takes long; what waits for ever is a fault.
+    timeout(Duration::from_secs(9), story()).await?
+}
+
+async fn story() -> Result<(), BoxError> {
     // How many calls the replica that hangs has before it.
     let (stuck, mut hangs) = watch::channel(0);
     let refuses = TcpListener::bind("127.0.0.1:0").await?.local_addr()?; // its listener is gone again
