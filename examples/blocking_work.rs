@@ -26,8 +26,8 @@ use tracing_subscriber::{Layer, filter::LevelFilter, fmt::MakeWriter, prelude::*
 
 const THREADS: usize = 2;
 const FILES: usize = 8;
-/// In bytes. To sum it up takes tens of milliseconds without optimizations, and some milliseconds with them.
-const SIZE: usize = 8 << 20;
+/// Bytes of the first file; the others are small. To sum it up takes tens of milliseconds without optimizations, some with them.
+const SIZE: usize = 4 << 20;
 
 /// One thread, so that whoever blocks it blocks everybody: the worst case, which is `asyncio`'s only one.
 #[tokio::main(flavor = "current_thread")]
@@ -251,7 +251,8 @@ impl Folder {
         fs::create_dir(&folder)?;
         let folder = Folder(folder);
         for n in 0..FILES {
-            fs::write(folder.0.join(n.to_string()), vec![b'b'; SIZE])?;
+            let size = if n == 0 { SIZE } else { 1_000 };
+            fs::write(folder.0.join(n.to_string()), vec![b'b'; size])?;
         }
         Ok(folder)
     }
