@@ -119,6 +119,7 @@ pub mod keyed;
 mod kind;
 mod lift;
 pub mod policy;
+pub mod priority;
 mod queue;
 mod random;
 pub mod rejection;
@@ -147,6 +148,7 @@ pub use crate::{
     kind::{Cloned, Kind, Plain},
     lift::{Lift, LiftFuture, LiftLayer},
     policy::{Policy, PolicyBuilder, PolicyLayer, PolicyService},
+    priority::Priority,
     rejection::{Error, Outcome, Reason, Reject, Rejection, Rule},
     retry::{Retry, RetryBuilder, RetryLayer, RetryService},
     shutdown::{Shutdown, ShutdownBuilder},

@@ -249,7 +249,7 @@ impl<K> PolicyParts<K> {
     /// Whether a policy built anew would do the same. A limit that was built alone does not count: it lives on.
     pub(crate) fn is_settled(&self) -> bool {
         self.breaker.as_ref().is_none_or(|breaker| breaker.shared.is_as_built())
-            && self.own_limit().is_none_or(|limit| limit.shared.is_idle())
+            && self.own_limit().is_none_or(|limit| limit.shared.is_settled())
     }
 
     /// Whether nobody holds one of its own parts.

@@ -81,6 +81,12 @@ impl<T> Queue<T> {
         Some((self.head, node.value.as_ref()?))
     }
 
+    /// The last in the line.
+    pub(crate) fn back(&self) -> Option<(u32, &T)> {
+        let node = self.nodes.get(self.tail as usize)?;
+        Some((self.tail, node.value.as_ref()?))
+    }
+
     /// Takes the first out of the line, and its membership with it.
     pub(crate) fn take_front(&mut self) -> Option<T> {
         self.remove(self.head).1

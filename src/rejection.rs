@@ -72,6 +72,8 @@ pub enum Rule {
     QueueFull,
     /// The call waited in the queue for as long as it may.
     MaxWait,
+    /// The call waited for too long in a queue that stands.
+    QueueStands,
     /// The call has less time left than an answer takes: it is refused before it is asked in vain.
     TooLate,
     /// The attempt timeout.
@@ -100,14 +102,16 @@ impl Rule {
             | Rule::ProbeLease
             | Rule::ProbesOut
             | Rule::Forced => Reason::CircuitOpen,
-            Rule::LimitReached | Rule::QueueFull | Rule::MaxWait | Rule::TooLate => Reason::Overloaded,
+            Rule::LimitReached | Rule::QueueFull | Rule::MaxWait | Rule::QueueStands | Rule::TooLate => {
+                Reason::Overloaded
+            }
             Rule::AttemptTimeout | Rule::BodyIdle | Rule::BodyTimeout => Reason::Timeout,
             Rule::Deadline => Reason::DeadlineExceeded,
             Rule::Draining | Rule::Stopping => Reason::ShuttingDown,
         }
     }
 
-    pub(crate) const ALL: [Rule; 17] = [
+    pub(crate) const ALL: [Rule; 18] = [
         Rule::FailureRate,
         Rule::SlowCallRate,
         Rule::ConsecutiveFailures,
@@ -118,6 +122,7 @@ impl Rule {
         Rule::LimitReached,
         Rule::QueueFull,
         Rule::MaxWait,
+        Rule::QueueStands,
         Rule::TooLate,
         Rule::AttemptTimeout,
         Rule::BodyIdle,
@@ -141,6 +146,7 @@ impl Rule {
             Rule::LimitReached => "limit_reached",
             Rule::QueueFull => "queue_full",
             Rule::MaxWait => "max_wait",
+            Rule::QueueStands => "queue_stands",
             Rule::TooLate => "too_late",
             Rule::AttemptTimeout => "attempt_timeout",
             Rule::BodyIdle => "body_idle",
@@ -354,6 +360,7 @@ impl fmt::Display for Rejection {
             Rule::LimitReached => write!(f, "{measured} in flight, {threshold} allowed")?,
             Rule::QueueFull => write!(f, "{measured} waiting, {threshold} allowed")?,
             Rule::MaxWait => write!(f, "waited {measured:.3} s, {threshold:.3} s is the most")?,
+            Rule::QueueStands => write!(f, "waited {measured:.3} s in a queue that stands, {threshold:.3} s allowed")?,
             Rule::TooLate => write!(f, "{measured:.3} s left, {threshold:.3} s needed")?,
             Rule::AttemptTimeout => write!(f, "{measured:.3} s, {threshold:.3} s allowed")?,
             Rule::BodyIdle => write!(f, "its body was silent for {threshold:.3} s")?,

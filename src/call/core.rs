@@ -160,8 +160,11 @@ impl Claims {
     pub(super) fn admit<P: Parts>(&mut self, parts: &P) -> Result<Entry, Rejection> {
         self.ask_breaker(parts)?;
         let Some(limit) = parts.limit() else { return Ok(Entry::Admitted) };
-        let mut asks = Asks { attempts: self.attempt().saturating_sub(1), deadline: None };
+        let mut asks = Asks::default();
         if limit.is_timed() {
+            // A limit alone is below a retry that somebody else has.
+            let attempt = if P::SCOPED { self.ambient } else { Ambient::current() }.attempt;
+            asks.attempts = u32::try_from(attempt).unwrap_or(u32::MAX).saturating_sub(1);
             // As it would be if it began now; it begins with the wait.
             asks.deadline = self.bound::<P>().start(now());
         }

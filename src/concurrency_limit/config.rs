@@ -159,6 +159,15 @@ impl ConcurrencyLimitBuilder {
             checks.require(needless, "min_in_flight", calls, "must not be set unless the limit is adaptive");
         }
         checks.require(needless || !self.holds_back, "hold_back", true, "must not be set unless the limit is adaptive");
+        match self.discipline {
+            Discipline::Lifo { after } => checks.time("discipline.after", after),
+            Discipline::Codel { target, interval } => {
+                checks.time("discipline.target", target);
+                let longer = interval > target;
+                checks.require(longer, "discipline.interval", interval, "must be longer than the target");
+            }
+            Discipline::Fifo | Discipline::Deadline => {}
+        }
         if let Some(queue) = self.max_queue {
             checks.require(queue <= MOST, "max_queue", queue, "must be at most 2^30");
         }

@@ -2,12 +2,15 @@
 //!
 //! Pure: times are nanoseconds since some moment, and come as arguments.
 
-use std::task::Waker;
+use std::{cmp::Reverse, task::Waker, time::Duration};
 
-use super::regulator::{Gate, Regulator};
-use crate::queue::Queue;
+use super::{
+    codel::Codel,
+    regulator::{Gate, Regulator},
+};
+use crate::{Priority, clock::nanos, queue::Queue};
 
-/// In which order those that wait are let out.
+/// In which order those that wait are let out. In any of them the higher [`Priority`] goes first.
 ///
 /// ```
 /// use buttress::{ConcurrencyLimit, concurrency_limit::Discipline};
@@ -24,6 +27,28 @@ pub enum Discipline {
     /// Who has the least time left, first; and whoever has too little left for an answer is refused instead. Those without a deadline
     /// go in the order in which they came; once they wait for long, the newest first, as nobody may be left who waits for the others.
     Deadline,
+    /// Who waits longest, first, as long as the queue passes; the newest first once it has stood for so long, since then whoever came
+    /// first has mostly gone. Those behind wait on, so set a [`max_wait`](crate::ConcurrencyLimitBuilder::max_wait). (Maurer, *Fail at
+    /// Scale*, 2015: adaptive LIFO, there after 100 ms.)
+    Lifo {
+        /// After how long a queue stands.
+        after: Duration,
+    },
+    /// Who waits longest, first; but while the shortest wait of an interval is above a target, the queue stands, and whoever has waited
+    /// for more than twice the target is refused. (Nichols and Jacobson, *Controlling Queue Delay*, 2012, as in folly.)
+    Codel {
+        /// How long is no wait.
+        target: Duration,
+        /// Over so long a burst may pass. Several calls must end in it: where a call takes 200 ms, an interval of 100 ms sees nothing.
+        interval: Duration,
+    },
+}
+
+impl Discipline {
+    /// [`Lifo`](Self::Lifo) after 100 ms.
+    pub const LIFO: Self = Self::Lifo { after: Duration::from_millis(100) };
+    /// [`Codel`](Self::Codel) with a target of 5 ms in 100 ms.
+    pub const CODEL: Self = Self::Codel { target: Duration::from_millis(5), interval: Duration::from_millis(100) };
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +56,9 @@ pub(super) struct Line {
     queue: Queue<Waiter>,
     discipline: Discipline,
     pub(super) regulator: Option<Regulator>,
+    codel: Option<Codel>,
+    /// Since when somebody waits.
+    waits_since: u64,
     /// Who looks again when the gate opens, and when that is.
     lookout: Option<(u32, u64)>,
 }
@@ -44,6 +72,7 @@ struct Waiter {
     polled: bool,
     /// How often it was sent before.
     attempts: u32,
+    priority: Priority,
 }
 
 #[derive(Debug)]
@@ -52,14 +81,25 @@ enum Standing {
     Waiting(Option<Waker>),
     /// It holds a permit and does not know yet.
     Granted,
-    /// It is refused and does not know yet: so much time was left, and so much is the least, in nanoseconds.
-    Late(u64, u64),
+    /// It is refused and does not know yet.
+    Refused(Refusal),
+}
+
+/// Why, with times in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refusal {
+    /// So much time was left, and so much is the least.
+    Late { left: u64, least: u64 },
+    /// It waited for so long, and may for so long.
+    Stood { waited: u64, most: u64 },
+    /// Its place was given to a higher priority.
+    Evicted,
 }
 
 /// What a poll finds.
 pub(super) enum Found {
     Granted,
-    Late(u64, u64),
+    Refused(Refusal),
     /// It goes on waiting, and looks again by itself then.
     Waits(Option<u64>),
 }
@@ -70,7 +110,11 @@ const LONG: u64 = 100_000_000;
 
 impl Line {
     pub(super) fn new(discipline: Discipline, regulator: Option<Regulator>) -> Self {
-        Self { discipline, regulator, ..Self::default() }
+        let codel = match discipline {
+            Discipline::Codel { target, interval } => Some(Codel::new(target, interval)),
+            _ => None,
+        };
+        Self { discipline, regulator, codel, ..Self::default() }
     }
 
     /// Whether time matters to it.
@@ -85,16 +129,34 @@ impl Line {
         }
     }
 
-    /// To the end, or to where its deadline puts it; its number.
-    pub(super) fn join(&mut self, now: u64, deadline: Option<u64>, attempts: u32) -> u32 {
-        let waiter = Waiter { standing: Standing::Waiting(None), since: now, deadline, polled: false, attempts };
-        match self.discipline {
-            Discipline::Fifo => self.queue.push_back(waiter),
-            Discipline::Deadline => {
-                let until = waiter.until();
-                self.queue.push_before(waiter, |other| other.until() > until)
-            }
+    /// To the end of those of its priority, or to where its deadline puts it among them; its number.
+    pub(super) fn join(&mut self, now: u64, deadline: Option<u64>, attempts: u32, priority: Priority) -> u32 {
+        if self.queue.front().is_none() {
+            self.waits_since = now;
+            self.codel.iter_mut().for_each(Codel::is_empty);
         }
+        let standing = Standing::Waiting(None);
+        let waiter = Waiter { standing, since: now, deadline, polled: false, attempts, priority };
+        let until = match self.discipline {
+            Discipline::Deadline => waiter.until(),
+            _ => u64::MAX,
+        };
+        self.queue.push_before(waiter, |other| {
+            other.priority < priority || other.priority == priority && other.until() > until
+        })
+    }
+
+    /// The lowest priority of those that wait.
+    pub(super) fn lowest(&self) -> Option<Priority> {
+        self.queue.back().map(|(_, waiter)| waiter.priority)
+    }
+
+    /// The last of the lowest priority gives up its place: its waker, to wake outside of the lock.
+    pub(super) fn evict(&mut self) -> Option<Waker> {
+        let (index, waiter) = self.queue.unlink_back()?;
+        let standing = std::mem::replace(&mut waiter.standing, Standing::Refused(Refusal::Evicted));
+        self.relieve(index);
+        standing.waker()
     }
 
     /// It is polled: from now on it knows when it is too late.
@@ -125,21 +187,47 @@ impl Line {
         self.goes(now);
         let (index, waiter) = if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
             // Whoever came last can wait for it the longest, and nobody is sent again and again while others wait.
-            self.queue.unlink_least(|waiter| waiter.attempts)
-        } else if self.is_stale(now) {
+            self.queue.unlink_least(|waiter| (Reverse(waiter.priority), waiter.attempts))
+        } else if !self.is_stale(now) {
+            self.queue.unlink_front()
+        } else if self.lowest() == self.queue.front().map(|(_, waiter)| waiter.priority) {
             self.queue.unlink_back()
         } else {
-            self.queue.unlink_front()
+            self.queue.unlink_least(|waiter| Reverse(waiter.priority))
         }?;
         let standing = std::mem::replace(&mut waiter.standing, Standing::Granted);
         self.relieve(index);
         standing.waker()
     }
 
-    /// Whether those without a deadline wait for long.
+    /// Whether the newest go first, as those before them have waited for so long that they may be gone.
     fn is_stale(&self, now: u64) -> bool {
-        let waits = |waiter: &Waiter| waiter.deadline.is_none() && now.saturating_sub(waiter.since) > LONG;
-        self.discipline == Discipline::Deadline && self.queue.front().is_some_and(|(_, waiter)| waits(waiter))
+        match self.discipline {
+            Discipline::Deadline => self
+                .queue
+                .front()
+                .is_some_and(|(_, first)| first.deadline.is_none() && now.saturating_sub(first.since) > LONG),
+            Discipline::Lifo { after } => now.saturating_sub(self.waits_since) > nanos(after),
+            Discipline::Fifo | Discipline::Codel { .. } => false,
+        }
+    }
+
+    /// There is room for the next. Takes it out if it has stood for too long: its waker, to wake outside of the lock.
+    pub(super) fn refuse_stood(&mut self, now: u64) -> Option<Option<Waker>> {
+        let codel = self.codel.as_mut()?;
+        let (_, first) = self.queue.front()?;
+        let (waited, most) = (now.saturating_sub(first.since), codel.most());
+        if !codel.refuses(now, waited) {
+            return None;
+        }
+        self.refuse_first(Refusal::Stood { waited, most })
+    }
+
+    fn refuse_first(&mut self, why: Refusal) -> Option<Option<Waker>> {
+        let (index, waiter) = self.queue.unlink_front()?;
+        let standing = std::mem::replace(&mut waiter.standing, Standing::Refused(why));
+        self.relieve(index);
+        Some(standing.waker())
     }
 
     /// Takes out the first, if it has too little time left: its waker, to wake outside of the lock.
@@ -153,10 +241,7 @@ impl Line {
         if left >= least || !first.polled {
             return None;
         }
-        let (index, waiter) = self.queue.unlink_front()?;
-        let standing = std::mem::replace(&mut waiter.standing, Standing::Late(left, least));
-        self.relieve(index);
-        Some(standing.waker())
+        self.refuse_first(Refusal::Late { left, least })
     }
 
     /// How much time whoever goes must have left.
@@ -171,7 +256,7 @@ impl Line {
                 std::mem::swap(kept, waker);
                 return Found::Waits(self.looks_out(number, now));
             }
-            Some(Standing::Late(left, least)) => Found::Late(*left, *least),
+            Some(Standing::Refused(why)) => Found::Refused(*why),
             Some(Standing::Granted) | None => Found::Granted,
         };
         self.queue.remove(number);
@@ -243,14 +328,14 @@ impl Standing {
     fn waker(self) -> Option<Waker> {
         match self {
             Standing::Waiting(waker) => waker,
-            Standing::Granted | Standing::Late(..) => None,
+            Standing::Granted | Standing::Refused(_) => None,
         }
     }
 
     fn take_waker(&mut self) -> Option<Waker> {
         match self {
             Standing::Waiting(waker) => waker.take(),
-            Standing::Granted | Standing::Late(..) => None,
+            Standing::Granted | Standing::Refused(_) => None,
         }
     }
 }
@@ -261,6 +346,7 @@ mod tests {
     use crate::concurrency_limit::{Headroom, regulator::Regulator};
 
     const MS: u64 = 1_000_000;
+    const ANY: Priority = Priority::CRITICAL;
 
     fn by_deadline() -> Line {
         Line::new(Discipline::Deadline, None)
@@ -278,7 +364,7 @@ mod tests {
     fn the_least_time_left_goes_first() {
         let mut line = by_deadline();
         let [late, soon, never, middle] =
-            [Some(900), Some(300), None, Some(600)].map(|ms| line.join(0, ms.map(|ms| ms * MS), 0));
+            [Some(900), Some(300), None, Some(600)].map(|ms| line.join(0, ms.map(|ms| ms * MS), 0, ANY));
         for next in [soon, middle, late, never] {
             line.grant(MS);
             assert!(granted(&mut line, next));
@@ -288,7 +374,7 @@ mod tests {
     #[test]
     fn without_deadlines_it_is_first_in_first_out_until_they_wait_for_long() {
         let mut line = by_deadline();
-        let [first, second, third] = [0, 1, 2].map(|at| line.join(at * MS, None, 0));
+        let [first, second, third] = [0, 1, 2].map(|at| line.join(at * MS, None, 0, ANY));
         line.grant(100 * MS);
         assert!(granted(&mut line, first));
         line.grant(102 * MS);
@@ -300,12 +386,12 @@ mod tests {
     #[test]
     fn who_comes_too_late_is_told_how_late() {
         let mut line = by_deadline();
-        let (late, there) = (line.join(0, Some(5 * MS), 0), line.join(0, Some(9 * MS), 0));
+        let (late, there) = (line.join(0, Some(5 * MS), 0, ANY), line.join(0, Some(9 * MS), 0, ANY));
         assert!(line.refuse_late(9 * MS).is_none(), "it has yet to be polled, and the time does not run before");
         line.polled(late, Some(5 * MS));
         assert!(line.refuse_late(4 * MS).is_none());
         assert!(line.refuse_late(5 * MS).is_some() && line.refuse_late(5 * MS).is_none());
-        assert!(matches!(line.look(late, 5 * MS, &mut None), Found::Late(0, 1)));
+        assert!(matches!(line.look(late, 5 * MS, &mut None), Found::Refused(Refusal::Late { left: 0, least: 1 })));
         assert!(matches!(line.look(there, 5 * MS, &mut None), Found::Waits(None)));
         assert!(Line::default().refuse_late(u64::MAX).is_none(), "the order of coming knows no deadlines");
     }
@@ -314,7 +400,7 @@ mod tests {
     fn while_the_gate_is_shut_one_looks_out_and_hands_on() {
         let mut line = regulated();
         line.regulator.as_mut().unwrap().fall_silent(0);
-        let [one, two] = [0, 1].map(|at| line.join(at, None, 0));
+        let [one, two] = [0, 1].map(|at| line.join(at, None, 0, ANY));
         let Found::Waits(Some(until)) = line.look(one, 1, &mut None) else { panic!("the first to look looks out") };
         assert!(matches!(line.look(two, 1, &mut None), Found::Waits(None)), "one is enough");
         assert!(matches!(line.look(one, 1, &mut None), Found::Waits(Some(same)) if same == until), "it still does");
@@ -329,7 +415,7 @@ mod tests {
     fn who_looks_out_is_woken_if_the_gate_opens_sooner() {
         let mut line = regulated();
         line.regulator.as_mut().unwrap().fall_silent(1_000 * MS);
-        let one = line.join(0, None, 0);
+        let one = line.join(0, None, 0, ANY);
         let mut waker = Some(Waker::noop().clone());
         assert!(matches!(line.look(one, 0, &mut waker), Found::Waits(Some(_))));
         assert!(line.needs_lookout(1_000 * MS).is_none(), "it looks out already");
@@ -341,7 +427,7 @@ mod tests {
     fn while_it_is_down_nobody_is_sent_again_and_again() {
         let mut line = regulated();
         line.regulator.as_mut().unwrap().fall_silent(0);
-        let [tired, first, second, spent] = [1, 0, 0, 2].map(|attempts| line.join(0, None, attempts));
+        let [tired, first, second, spent] = [1, 0, 0, 2].map(|attempts| line.join(0, None, attempts, ANY));
         for next in [second, first, tired, spent] {
             line.grant(MS);
             assert!(granted(&mut line, next));
@@ -351,7 +437,7 @@ mod tests {
     #[test]
     fn who_leaves_says_what_it_had() {
         let mut line = by_deadline();
-        let [granted, late, waits] = [3, 1, 9].map(|ms| line.join(0, Some(ms * MS), 0));
+        let [granted, late, waits] = [3, 1, 9].map(|ms| line.join(0, Some(ms * MS), 0, ANY));
         line.polled(late, Some(MS));
         assert!(line.refuse_late(2 * MS).is_some());
         line.grant(2 * MS);

@@ -11,6 +11,7 @@
 //! the queue. A call that is dropped while it waits leaves no trace, and one that is dropped while it is being
 //! granted passes the permit on. The permit is released when the response future ends or is dropped.
 
+mod codel;
 mod config;
 mod handle;
 mod limits;

@@ -14,11 +14,11 @@ use tokio::time::Instant;
 
 use super::{
     config::MOST,
-    line::{Found, Line},
+    line::{Found, Line, Refusal},
     regulator::{Call, Ended, Question},
 };
 use crate::{
-    Rejection, Rule,
+    Priority, Rejection, Rule,
     clock::{now, since},
     shutdown,
     spread::Padded,
@@ -43,6 +43,9 @@ pub struct Shared {
     adaptive: bool,
     max_wait: Option<Duration>,
     name: &'static str,
+    /// The lowest priority of those that wait, plus one; zero: nobody waits. A hint for those who find the queue full, written under
+    /// the lock, which they take if they are higher.
+    lowest: AtomicU32,
     line: Mutex<Line>,
     timed: Option<Timed>,
     shutdown: Option<shutdown::Handle>,
@@ -130,6 +133,7 @@ impl Shared {
             adaptive: line.regulator.is_some(),
             max_wait,
             name,
+            lowest: AtomicU32::new(0),
             line: Mutex::new(Line::default()),
             timed,
             shutdown,
@@ -183,6 +187,11 @@ impl Shared {
         in_flight(self.word.0.load(Relaxed)) as usize
     }
 
+    /// Whether nothing is in flight and nothing waits, and it holds nothing back.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_idle() && (!self.adaptive || self.max_in_flight.load(Relaxed) > 0)
+    }
+
     /// Whether nothing is in flight and nothing waits.
     pub(crate) fn is_idle(&self) -> bool {
         self.word.0.load(Relaxed) == 0
@@ -214,7 +223,7 @@ impl Shared {
         }
         let waiting = waiting(self.word.0.load(Relaxed));
         // Refusing takes no lock.
-        if waiting < self.max_queue || waiting == 0 && self.is_adaptive() {
+        if waiting < self.max_queue || waiting == 0 && self.is_adaptive() || self.outranks_somebody() {
             if let Some(turn) = self.wait_in_line(asks, self.max_queue) {
                 return Ok(turn);
             }
@@ -234,7 +243,7 @@ impl Shared {
     #[cold]
     #[inline(never)]
     fn wait_in_line(&self, asks: Asks, max_queue: u32) -> Option<Turn> {
-        let now = self.nanos();
+        let (now, priority) = (self.nanos(), Priority::current());
         let mut line = self.lock();
         if asks.attempts == 0 {
             line.came();
@@ -246,6 +255,8 @@ impl Shared {
             let next = match room {
                 true => word + 1,
                 false if waiting(word) < max_queue => word + WAITING,
+                // Somebody gives up a place, and the number stays.
+                false if max_queue > 0 && line.lowest().is_some_and(|lowest| lowest < priority) => word,
                 false => return None,
             };
             match self.word.0.compare_exchange_weak(word, next, Acquire, Relaxed) {
@@ -256,8 +267,12 @@ impl Shared {
                 }
                 // Whoever gives a permit back from now on sees that somebody waits, and takes the lock that we hold.
                 Ok(_) => {
-                    let number = line.join(now, asks.deadline.map(|deadline| self.nanos_of(deadline)), asks.attempts);
+                    let evicted = if next == word { line.evict() } else { None };
+                    let deadline = asks.deadline.map(|deadline| self.nanos_of(deadline));
+                    let number = line.join(now, deadline, asks.attempts, priority);
+                    self.note_lowest(&line);
                     drop(line);
+                    wake(evicted);
                     if self.timed.is_some() {
                         // It may be the one that is let out next, or one that has too little time left.
                         self.grant();
@@ -267,6 +282,17 @@ impl Shared {
                 Err(seen) => word = seen,
             }
         }
+    }
+
+    /// Whether somebody may wait who would give up a place for whoever asks.
+    #[inline]
+    fn outranks_somebody(&self) -> bool {
+        let lowest = self.lowest.load(Relaxed);
+        lowest != 0 && lowest <= u32::from(Priority::current().level())
+    }
+
+    fn note_lowest(&self, line: &Line) {
+        self.lowest.store(line.lowest().map_or(0, |lowest| u32::from(lowest.level()) + 1), Relaxed);
     }
 
     /// The time, if it matters.
@@ -406,7 +432,7 @@ impl Shared {
         drop(waker);
         match found {
             Found::Granted => Queued::Granted,
-            Found::Late(left, least) => Queued::Refused(self.too_late(left, least)),
+            Found::Refused(why) => Queued::Refused(self.refused(why)),
             Found::Waits(_) if draining => {
                 self.leave_queue(ticket);
                 Queued::Refused(Rejection::draining(self.name))
@@ -418,12 +444,16 @@ impl Shared {
         }
     }
 
-    fn too_late(&self, left: u64, least: u64) -> Rejection {
-        if left == 0 {
-            return Rejection::new(self.name, Rule::Deadline, f32::NAN, f32::NAN);
+    fn refused(&self, why: Refusal) -> Rejection {
+        let seconds = |nanos| Duration::from_nanos(nanos).as_secs_f32();
+        match why {
+            Refusal::Late { left: 0, .. } => Rejection::new(self.name, Rule::Deadline, f32::NAN, f32::NAN),
+            Refusal::Late { left, least } => Rejection::new(self.name, Rule::TooLate, seconds(left), seconds(least)),
+            Refusal::Stood { waited, most } => {
+                Rejection::new(self.name, Rule::QueueStands, seconds(waited), seconds(most))
+            }
+            Refusal::Evicted => self.refusal(),
         }
-        let [left, least] = [left, least].map(|nanos| Duration::from_nanos(nanos).as_secs_f32());
-        Rejection::new(self.name, Rule::TooLate, left, least)
     }
 
     /// Wakes all that wait, to find out why.
@@ -439,6 +469,7 @@ impl Shared {
         let (waited, granted, waker) = line.leave(ticket);
         if waited {
             self.word.0.fetch_sub(WAITING, Relaxed);
+            self.note_lowest(&line);
         }
         drop(line);
         drop(waker);
@@ -466,11 +497,22 @@ impl Shared {
             let mut line = self.lock();
             if let Some(waker) = line.refuse_late(now) {
                 self.word.0.fetch_sub(WAITING, Relaxed);
+                self.note_lowest(&line);
                 drop(line);
                 wake(waker);
                 continue;
             }
             let max = line.room(now, self.max_in_flight.load(Relaxed));
+            // While somebody waits, nobody takes a permit but under the lock: whoever is spared here is granted below.
+            if in_flight(self.word.0.load(Relaxed)) < max {
+                if let Some(waker) = line.refuse_stood(now) {
+                    self.word.0.fetch_sub(WAITING, Relaxed);
+                    self.note_lowest(&line);
+                    drop(line);
+                    wake(waker);
+                    continue;
+                }
+            }
             // Acquire: what those wrote who made room. The lock hands it on to whoever is granted.
             let granted = self.word.0.fetch_update(Acquire, Relaxed, |word| {
                 (waiting(word) != 0 && in_flight(word) < max).then(|| word + 1 - WAITING)
@@ -482,6 +524,7 @@ impl Shared {
                 return;
             }
             let waker = line.grant(now);
+            self.note_lowest(&line);
             self.publish(&line);
             drop(line);
             wake(waker);

@@ -14,7 +14,7 @@
 //! | | at rest |
 //! | --- | --- |
 //! | [`CircuitBreaker`](crate::CircuitBreaker) | in the state that it was built in: closed (or in shadow mode, if built so). An open, half-open or forced circuit is never forgotten |
-//! | [`ConcurrencyLimit`](crate::ConcurrencyLimit) | nothing is in flight, nobody waits |
+//! | [`ConcurrencyLimit`](crate::ConcurrencyLimit) | nothing is in flight, nobody waits; and one that [adapts](crate::ConcurrencyLimitBuilder::adaptive) holds nothing back and is not below one |
 //! | [`Policy`](crate::Policy) | its breaker and its limit are; a limit that was [built alone](crate::PolicyBuilder::concurrency_limit) is not asked, as it lives on |
 //! | [`Retry`](crate::Retry), [`Timeout`](crate::Timeout) | always |
 //!

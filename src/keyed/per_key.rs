@@ -116,7 +116,7 @@ impl Sealed for ConcurrencyLimit {
     }
 
     fn is_settled(&self) -> bool {
-        self.shared.is_idle()
+        self.shared.is_settled()
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 use buttress::{
     Backoff, ByResult, CircuitBreaker, CircuitBreakerBuilder, Classify, Cloned, ConcurrencyLimit,
     ConcurrencyLimitBuilder, Error, Jitter, Keyed, KeyedService, Policy, Reason, Retry, Timeout, Verdict,
-    circuit_breaker::State,
+    circuit_breaker::State, concurrency_limit::Headroom,
 };
 use proptest::prelude::*;
 use tokio::time::sleep;
@@ -430,6 +430,22 @@ fn a_limit_is_never_doubled_by_being_forgotten() {
             && !format!("{call:?}").contains("rejected");
         admitted.then(work).is_some()
     });
+}
+
+// What it has found out about a service that is down is not forgotten, as an open circuit is not.
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_holds_back_is_not_forgotten() {
+    let limits = Keyed::each(ConcurrencyLimit::builder().adaptive(Headroom::default()).hold_back(true));
+    let limits: Keyed<u64, _> = limits.max_keys(2).build().unwrap();
+    for _ in 0..6 {
+        assert!(limits.get(&1).call(async { Err::<(), _>("down") }).await.is_err());
+        assert!(limits.get(&2).call(async { Ok::<_, &str>(()) }).await.is_ok());
+        tokio::time::sleep(ms(50)).await;
+    }
+    let active: Vec<_> = limits.active().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(active, [1]);
+    (3..100).for_each(|key| drop(limits.get(&key)));
+    assert!(limits.peek(&1).is_some() && limits.peek(&2).is_none());
 }
 
 #[test]

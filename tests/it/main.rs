@@ -13,6 +13,7 @@ mod circuit_breaker_more;
 mod concurrency_limit;
 mod contract;
 mod deadline;
+mod discipline;
 mod grpc;
 mod guide;
 mod hazards;

@@ -240,6 +240,7 @@ fn each_rule_has_its_name_and_its_reason() {
         (Rule::LimitReached, "limit_reached", Reason::Overloaded),
         (Rule::QueueFull, "queue_full", Reason::Overloaded),
         (Rule::MaxWait, "max_wait", Reason::Overloaded),
+        (Rule::QueueStands, "queue_stands", Reason::Overloaded),
         (Rule::TooLate, "too_late", Reason::Overloaded),
         (Rule::AttemptTimeout, "attempt_timeout", Reason::Timeout),
         (Rule::BodyIdle, "body_idle", Reason::Timeout),
