@@ -1,6 +1,6 @@
 //! The chart: a small multiple for each fault, what was answered in time over time.
 
-use std::{error::Error, path::Path};
+use std::{error::Error, fs, path::Path};
 
 use plotters::{
     coord::Shift,
@@ -60,6 +60,12 @@ pub fn draw(file: &Path, rows: &[Row], possible: &[Vec<f64>]) -> Drawn {
     }
     legend(&panels[rows.len()], rows)?;
     sheet.present()?;
+    drop((panels, body, head, sheet));
+    // As wide as the page that shows it, also where it is a part of the page.
+    let (width, height) = SIZE;
+    let fixed = format!("width=\"{width}\" height=\"{height}\" viewBox");
+    let drawn = fs::read_to_string(file)?;
+    fs::write(file, drawn.replacen(&fixed, "width=\"100%\" viewBox", 1))?;
     Ok(())
 }
 

@@ -1,11 +1,11 @@
 //! Fifteen faults, and what becomes of callers without a policy, with peers' and with one of buttress: makes `docs/storms.md`.
 //!
 //! ```text
-//! cargo run --release --manifest-path storms/Cargo.toml [-- CHART.svg [PAGE.md]]
+//! cargo run --release --manifest-path storms/Cargo.toml [-- CHART.svg [PAGE.md …]]
 //! ```
 //!
-//! Prints the tables and draws the chart, into `target/storm.svg` of the folder it is run in if nothing else is said. Given a
-//! page, it puts what it found into that. The simulation itself is that of `examples/storm`.
+//! Prints the tables and draws the chart, into `target/storm.svg` of the folder it is run in if nothing else is said. Given
+//! pages, it puts what it found into them. The simulation itself is that of `examples/storm`.
 
 #[path = "../../examples/storm/outcomes.rs"]
 mod outcomes;
@@ -42,11 +42,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("sensitivity", sensitivity::table()?),
     ];
     tables.iter().for_each(|(_, text)| println!("{text}"));
-    if let Some(file) = arguments.next() {
-        let put = |page: String, (name, text): &(&str, String)| {
-            page::put(&page, name, text).ok_or_else(|| format!("the page has no place for the {name}"))
-        };
-        fs::write(&file, tables.iter().try_fold(fs::read_to_string(&file)?, put)?)?;
+    let mut places = Vec::new();
+    for file in arguments {
+        let mut page = fs::read_to_string(&file)?;
+        for (name, text) in &tables {
+            if let Some(renewed) = page::put(&page, name, text) {
+                page = renewed;
+                places.push(*name);
+            }
+        }
+        fs::write(&file, page)?;
+    }
+    if let Some((name, _)) = tables.iter().find(|(name, _)| !places.is_empty() && !places.contains(name)) {
+        return Err(format!("no page has a place for the {name}").into());
     }
     let possible = Fault::ALL.map(|fault| possible(&Setup::USUAL, &fault, 1));
     chart::draw(&picture, &rows, &possible)?;

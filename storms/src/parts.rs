@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use buttress::{
-    ConcurrencyLimit, ConcurrencyLimitBuilder, Policy,
+    ConcurrencyLimit, ConcurrencyLimitBuilder, Hedge, Policy,
     concurrency_limit::{Discipline, Gradient2, Headroom, Limit, Vegas},
 };
 
@@ -38,7 +38,7 @@ macro_rules! without {
     };
 }
 
-const ALL: [Contender; 7] = [
+const ALL: [Contender; 8] = [
     BUTTRESS,
     without!(
         "a limit of 4",
@@ -57,6 +57,8 @@ const ALL: [Contender; 7] = [
         Policy::standard("server").concurrency_limit(limit(Headroom::default()).hold_back(false))
     ),
     without!("no retry", Policy::plain("server").concurrency_limit(limit(Headroom::default()))),
+    // Later than anybody waits.
+    without!("no hedge", Policy::standard("server").hedge(Hedge::after(Duration::from_secs(3_600)))),
 ];
 
 /// A row for each fault.

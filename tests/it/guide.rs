@@ -235,3 +235,23 @@ async fn of_a_layer_that_counts_calls() {
     let layer = shutdown.handle().layer();
     Page::read().says("Shutdown: InFlightLayer::retry_after", &field(&layer, "retry_after"));
 }
+
+/// Whoever finds a recipe by its name finds the example too.
+#[test]
+fn every_example_that_the_recipes_name_is_there_and_runs_in_the_gate() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let gate = std::fs::read_to_string(root.join(".ci/run")).unwrap();
+    let rows = include_str!("../../src/guide/recipes.md").lines();
+    let rows = rows.skip_while(|line| !line.ends_with("| example |")).skip(2).take_while(|line| line.starts_with('|'));
+    let mut named = Vec::new();
+    for row in rows {
+        let cell = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        named.extend(cell.split(',').map(|name| name.trim().trim_matches('`')).filter(|name| !name.is_empty()));
+    }
+    assert!(named.len() >= 15, "{named:?}");
+    for name in named {
+        let there = [format!("examples/{name}.rs"), format!("examples/{name}/main.rs")];
+        assert!(there.iter().any(|file| root.join(file).exists()), "no example `{name}`");
+        assert!(gate.contains(&format!("--example {name}")), "`{name}` does not run in the gate");
+    }
+}
