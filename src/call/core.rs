@@ -614,7 +614,9 @@ impl Claims {
     pub(super) fn release<P: Parts>(&mut self, parts: &P, ended: Ended) {
         if let Some(limit) = parts.limit() {
             match std::mem::replace(&mut self.place, Place::NONE) {
-                Place::HELD if limit.is_adaptive() => limit.release_after(ended, self.took::<P>()),
+                Place::HELD if limit.listens(self.started.is_some(), ended) => {
+                    limit.release_after(ended, self.took::<P>());
+                }
                 Place::HELD => limit.release(),
                 Place::NONE => {}
                 Place(ticket) => limit.leave_queue(ticket),

@@ -58,6 +58,8 @@ struct Timed {
     unanswered_since: AtomicU64,
     /// No answer for so long is silence.
     silent_after: AtomicU64,
+    /// When it was last told of an answer.
+    told: AtomicU64,
     /// Whether every call is to be told of.
     guarded: AtomicBool,
     /// The limit, to be looked at.
@@ -97,6 +99,9 @@ pub(crate) enum Turn {
     Later(u64),
 }
 
+/// In nanoseconds. Of answers that come closer together, one says what the others do: 50,000 a second are enough to learn from.
+const CLOSE: u64 = 20_000;
+
 const WAITING: u64 = 1 << 32;
 
 /// In nanoseconds. Silence is found by the next to come; where calls are so far apart there is nothing to hold back.
@@ -123,6 +128,7 @@ impl Shared {
             base: now(),
             unanswered_since: AtomicU64::new(0),
             silent_after: AtomicU64::new(u64::MAX),
+            told: AtomicU64::new(0),
             guarded: AtomicBool::new(false),
             limit: AtomicU32::new(0),
         });
@@ -342,6 +348,13 @@ impl Shared {
         self.publish(&line);
     }
 
+    /// Whether it wants to hear of a call that ended so: not of an answer that was there at once, while
+    /// nobody has to ask.
+    #[inline]
+    pub(crate) fn listens(&self, was_pending: bool, ended: Ended) -> bool {
+        self.adaptive && (was_pending || ended != Ended::Answered || self.max_in_flight.load(Relaxed) == 0)
+    }
+
     /// Gives a permit back, and tells an adaptive limit how the call ended.
     #[inline]
     pub(crate) fn release_after(&self, ended: Ended, took: Took) {
@@ -355,16 +368,25 @@ impl Shared {
     pub(crate) fn report(&self, ended: Ended, Took { started, deadline }: Took) {
         let Some(timed) = self.adaptive() else { return };
         let guarded = timed.guarded.load(Relaxed);
-        if started.is_none() && ended == Ended::Answered && !guarded || ended == Ended::Unknown {
+        if ended == Ended::Unknown || started.is_none() && ended == Ended::Answered && !guarded {
             return;
         }
         let at = now();
         if ended != Ended::GivenUp {
             timed.unanswered_since.store(0, Relaxed);
         }
-        // What an adaptive limit misses while others tell it something is one sample of many; what ends a silence is none of many.
-        let line = if guarded || ended != Ended::Answered { Some(self.lock()) } else { self.try_lock() };
-        let Some(mut line) = line else { return };
+        let now = timed.nanos(at);
+        let mut line = if guarded || ended != Ended::Answered {
+            self.lock()
+        } else {
+            // What it misses here is one sample of many; what ends a silence is none of many. Relaxed: two at once are no harm.
+            if now.saturating_sub(timed.told.load(Relaxed)) < CLOSE {
+                return;
+            }
+            let Some(line) = self.try_lock() else { return };
+            timed.told.store(now, Relaxed);
+            line
+        };
         let word = self.word.0.load(Relaxed);
         let call = Call {
             ended,
@@ -373,7 +395,6 @@ impl Shared {
             in_flight: in_flight(word),
             limited: waiting(word) > 0,
         };
-        let now = timed.nanos(at);
         let question = line.regulator.as_mut().and_then(|regulator| regulator.ended(now, at, call));
         self.publish(&line);
         drop(line);

@@ -15,7 +15,7 @@ use toml::{Table, Value};
 use crate::{
     allocations,
     measure::Runner,
-    subject::{Subject, Way},
+    subject::{Row, Subject, Way},
 };
 
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/counts.toml");
@@ -69,7 +69,10 @@ pub fn counts(subjects: &mut [Subject], bless: bool) -> Result<(), String> {
 fn ours(subjects: &mut [Subject]) -> impl Iterator<Item = (String, &mut dyn Runner)> {
     subjects.iter_mut().filter(|it| it.is_ours()).flat_map(|it| {
         let name = it.name();
-        let by_hand = it.ways.iter_mut().filter(|(way, _)| matches!(way, Way::Ready | Way::Pending));
+        // How many answers a limit learns from goes by the clock, and not by their number.
+        let counts = it.row != Row::Adaptive;
+        let by_hand = move |way| way == Way::Ready || way == Way::Pending && counts;
+        let by_hand = it.ways.iter_mut().filter(move |(way, _)| by_hand(*way));
         by_hand.map(move |(way, runner)| (format!("{name}, {}", way.title()), &mut **runner as &mut dyn Runner))
     })
 }

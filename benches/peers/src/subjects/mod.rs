@@ -56,6 +56,8 @@ pub fn all(runtimes: &Runtimes) -> Vec<Subject> {
         Limit: "tokio", "`Semaphore`" => tokio::limit;
         Limit: "tower", "" => tower::limit;
         Limit: "tower-resilience", "" => tower_resilience::limit;
+        Adaptive: OURS, "`Headroom`" => ours::adaptive;
+        Adaptive: "tower-resilience", "AIMD" => tower_resilience::adaptive;
         Full: OURS, "" => ours::full;
         Full: "tokio", "`Semaphore`" => tokio::full;
         Full: "tower", "load shed" => tower::full;
@@ -70,6 +72,7 @@ pub fn all(runtimes: &Runtimes) -> Vec<Subject> {
         Retry: "seatbelt", "tower service, no budget" => seatbelt::retry;
         Retry: "seatbelt", "its own service, no budget" => seatbelt::retry_layered;
         Retry: "backon", "no budget" => backon::retry;
+        Hedge: OURS, "95th percentile" => ours::hedge;
         Breaker: OURS, "10 s window" => ours::breaker;
         Breaker: OURS, "last 100 calls" => ours::breaker_of_calls;
         Breaker: "tower-resilience", "10 s window, O(calls in it)" => tower_resilience::breaker_of_time;

@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 
 use buttress::{
-    Backoff, CircuitBreaker, CircuitBreakerBuilder, Cloned, ConcurrencyLimit, Error, Policy, Retry, Shutdown, Timeout,
-    circuit_breaker::State,
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, Cloned, ConcurrencyLimit, Error, Hedge, Policy, Retry, Shutdown,
+    Timeout, circuit_breaker::State, concurrency_limit::Headroom,
 };
 use tower::{BoxError, Layer};
 
@@ -21,6 +21,16 @@ pub fn timeout(inner: impl Inner<BoxError>) -> impl Client {
 
 pub fn limit(inner: impl Inner<BoxError>) -> impl Client {
     ConcurrencyLimit::builder().max_in_flight(AMPLE).build().unwrap().layer().layer(inner)
+}
+
+/// So that nobody waits, and with a limit that learns from each call all the same.
+pub fn adaptive(inner: impl Inner<BoxError>) -> impl Client {
+    let limit = ConcurrencyLimit::builder().adaptive(Headroom::default()).min_in_flight(AMPLE as f64);
+    limit.max_in_flight(AMPLE).build().unwrap().layer().layer(inner)
+}
+
+pub fn hedge(inner: impl Inner<BoxError>) -> impl Client {
+    Hedge::percentile(0.95).min_delay(SHORT).build().unwrap().layer().layer(inner)
 }
 
 pub fn full(inner: impl Inner<Error<Infallible>>) -> impl Client {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ::tower_resilience::{
+    adaptive::{AdaptiveLimiterLayer, Aimd},
     bulkhead::BulkheadLayer,
     circuitbreaker::{CircuitBreakerConfigBuilder, CircuitBreakerLayer, DefaultClassifier, SlidingWindowType},
     ratelimiter::RateLimiterLayer,
@@ -63,6 +64,11 @@ pub fn breaker_of_time_at(rate: f64, inner: impl Inner<BoxError>) -> impl Client
         .build()
         .unwrap()
         .layer(inner)
+}
+
+pub fn adaptive(inner: impl Inner<BoxError>) -> impl Client {
+    let aimd = Aimd::builder().initial_limit(AMPLE).min_limit(AMPLE).max_limit(AMPLE).build().unwrap();
+    AdaptiveLimiterLayer::new(aimd).layer(inner)
 }
 
 pub fn open(inner: impl Inner<BoxError>) -> impl Client {
