@@ -15,7 +15,7 @@ pub mod stacking {}
 #[doc = include_str!("defaults.md")]
 pub mod defaults {}
 
-#[doc = include_str!("../../docs/storm.svg")]
+#[doc = include_str!("storm.svg")]
 #[doc = ""]
 #[doc = include_str!("storms.md")]
 pub mod storms {}
