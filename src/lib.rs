@@ -14,10 +14,11 @@
 //! | calls hang | [`Timeout`] on each attempt, [`Deadline`] on the whole call | [which goes where](guide::stacking) |
 //! | a service says 503 now and then | [`Retry`], whose budget keeps an outage from becoming a storm | [`retry`] |
 //! | a dependency is down, and asking makes it worse | [`CircuitBreaker`] | [`circuit_breaker`] |
+//! | one call in a hundred is slow, for no reason of its own | [`Hedge`]: a second one, and whichever answers first | [`hedge`] |
 //! | we are overloaded: everything gets slow, all tasks wait for one thing | [`ConcurrencyLimit`] | [`concurrency_limit`] |
 //! | one host, or tenant, fails and takes the others with it | [`Keyed`]: one of these for each | [`keyed`] |
 //! | all of that | [`Policy`] | [every default](guide::defaults) |
-//! | all of that, and no time to tune it | [`Policy::standard`], with a deadline | [what is in it](guide::defaults#policystandard) |
+//! | all of that, and no time to tune it | [`Policy::standard`], with a deadline | [what each part is for](guide::storms) |
 //! | deploys drop requests, or hang | [`Shutdown`] | [`shutdown`] |
 //! | tests wait, and fail now and then | a paused clock, services by script | [testing](guide::testing) |
 //! | something blocks the thread that all wait for | [`SlowPoll`] names it | [testing](guide::testing) |
