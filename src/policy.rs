@@ -620,7 +620,9 @@ impl<K> PolicyBuilder<K> {
         let parts = PolicyParts {
             name,
             deadline: self.deadline,
-            hedge: Part::assemble(self.hedge, |hedge| hedge.assemble(name, budget)),
+            hedge: Part::assemble(self.hedge, |hedge| {
+                told(shutdown, hedge, HedgeBuilder::shutdown).assemble(name, budget)
+            }),
             retry,
             // Another one, so that the two are not in step.
             breaker: Part::assemble(self.breaker, |breaker| {

@@ -237,6 +237,11 @@ impl Rejection {
     }
 
     /// By the gate of the shutdown.
+    /// The same, and when to come back.
+    pub(crate) fn with_retry_after(self, time: Duration) -> Self {
+        Self { retry_after: known(nanos(time)), ..self }
+    }
+
     pub(crate) fn stopping(name: &'static str, retry_after: Duration) -> Self {
         Self { retry_after: known(nanos(retry_after)), ..Self::new(name, Rule::Stopping, f32::NAN, f32::NAN) }
     }

@@ -412,6 +412,14 @@ impl Claims {
         Some(Wait { now, until })
     }
 
+    /// As [`arm`](Self::arm), for an attempt beside the first: that a call which is alone is slow is no silence.
+    pub(super) fn arm_beside<P: Parts>(&mut self, parts: &P) {
+        if !self.armed {
+            let time = parts.timeout();
+            self.arm_for(parts, time, P::SCOPED || time.is_some(), Limit::Attempt);
+        }
+    }
+
     /// Whether what was waited for is no end.
     pub(super) fn is_to_hedge(&self) -> bool {
         matches!(self.limit, Limit::Hedge)
@@ -530,7 +538,7 @@ impl Claims {
 
     /// For an attempt beside this one, if there may be one: the timer may have been late.
     pub(super) fn beside<P: Parts>(&self, parts: &P) -> Option<Self> {
-        if self.is_late::<P>() {
+        if self.is_late::<P>() || parts.hedge().is_some_and(Hedge::is_draining) {
             return None;
         }
         let mut ambient = self.ambient;

@@ -130,14 +130,17 @@ where
                         claims.look(|| this.state.set(State::Done));
                         let lasts = <A::Hold as Hold<T, H>>::BEYOND && outcome.is_ok();
                         let said = settle(claims, parts, &outcome, lasts);
-                        let next = said.again.and_then(|hint| {
+                        let next = if said.answers {
+                            None
+                        } else {
                             let second = this.slot.as_mut().second().map(Seat::second);
-                            go_on(claims, parts, this.attempts, second, hint)
-                        });
+                            go_on(claims, parts, this.attempts, second, said.again)
+                        };
                         match next {
                             None => {
-                                if parts.hedge().is_some() {
-                                    lose::<F, H>(this.slot);
+                                if parts.hedge().is_some() && lose::<F, H>(this.slot) {
+                                    // It may stand in a line below, to be sent beside this.
+                                    *this.attempts = None;
                                 }
                                 let ending = Ending { claims, held, verdict: said.verdict };
                                 return Poll::Ready(outcome.map(|res| A::hold(parts).hold(res, ending)));
@@ -289,7 +292,7 @@ where
                     let rejection = this.slot.as_mut().rejection();
                     let again = rejection.filter(|rejection| claims.retries(parts, rejection.reason()));
                     let again = again.map(|rejection| Hint::of(&rejection));
-                    match again.and_then(|hint| go_on::<A, F, H>(claims, parts, this.attempts, None, hint)) {
+                    match again.and_then(|hint| go_on::<A, F, H>(claims, parts, this.attempts, None, Some(hint))) {
                         Some(Next::Wait(wait)) => back_off(this.state, this.slot, wait),
                         Some(Next::Second) | None => this.state.set(State::Rejected),
                     }
@@ -316,6 +319,8 @@ pub(super) fn refuse<F, S>(mut state: Pin<&mut State<F>>, mut slot: Pin<&mut Slo
 /// What an outcome says.
 pub(super) struct Said {
     pub(super) verdict: Verdict,
+    /// Whether it is the service's answer, for better or worse.
+    pub(super) answers: bool,
     /// If asking again may help.
     pub(super) again: Option<Hint>,
 }
@@ -324,7 +329,7 @@ pub(super) struct Said {
 #[derive(Clone, Copy)]
 pub(super) struct Hint {
     /// When to come back, by the server.
-    retry_after: Option<Duration>,
+    pub(super) retry_after: Option<Duration>,
     /// Whether the request may have reached the service.
     sent: bool,
 }
@@ -353,7 +358,7 @@ where
         if !lasts {
             claims.settle_neutral(parts);
         }
-        return Said { verdict: Verdict::Success, again: None };
+        return Said { verdict: Verdict::Success, answers: true, again: None };
     }
     let throttled = <P::Classify as Classify<T, E::Cause>>::RETRIES_THROTTLED;
     match claims.look(|| E::inspect(outcome)) {
@@ -365,7 +370,7 @@ where
                 } else {
                     claims.settle_success(parts);
                 }
-                Said { verdict: Verdict::Success, again: None }
+                Said { verdict: Verdict::Success, answers: true, again: None }
             }
             verdict => weigh(claims, parts, verdict, throttled, lasts),
         },
@@ -376,7 +381,7 @@ where
         Outcome::Rejected(rejection) => {
             claims.settle_rejected(parts, rejection.reason());
             let again = claims.retries(parts, rejection.reason()).then(|| Hint::of(rejection));
-            Said { verdict: Verdict::Ignored, again }
+            Said { verdict: Verdict::Ignored, answers: false, again }
         }
     }
 }
@@ -403,7 +408,7 @@ fn weigh<P: Parts>(claims: &mut Claims, parts: &P, verdict: Verdict, throttled: 
             claims.tell(parts, verdict);
         }
     }
-    Said { verdict, again }
+    Said { verdict, answers: verdict == Verdict::Permanent, again }
 }
 
 /// How a call goes on whose attempt has failed.
@@ -421,20 +426,22 @@ pub(super) fn go_on<A: Attempts<H::Parts>, F, H: Holds>(
     parts: &H::Parts,
     attempts: &mut Option<A>,
     second: Option<Pin<&mut Second<F, H>>>,
-    hint: Hint,
+    hint: Option<Hint>,
 ) -> Option<Next> {
+    let mut comes_back = None;
     if let Some(second) = second {
         if second.is_running() {
             return Some(Next::Second);
         }
-        second.leave(claims, attempts);
+        comes_back = second.leave(claims, attempts);
     }
+    let hint = hint?;
     if claims.is_last(parts) {
         return None;
     }
     let attempts = attempts.as_mut().filter(|attempts| attempts.can_go_on(parts, hint.sent))?;
     // Last, since it ends what may still go on of the attempt before: a call that gives up leaves that alone.
-    let wait = claims.again_at(parts, hint.retry_after).filter(|_| attempts.take_over(parts));
+    let wait = claims.again_at(parts, hint.retry_after.max(comes_back)).filter(|_| attempts.take_over(parts));
     wait.map(Next::Wait)
 }
 

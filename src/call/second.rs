@@ -5,6 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use pin_project::pin_project;
@@ -66,6 +67,8 @@ pub(super) type SeatOf<F, H> = <<H as Holds>::Parts as Parts>::Seat<F, H>;
 pub struct Second<F, H: Holds> {
     #[pin]
     stage: Stage<F>,
+    /// When to come back, if it failed and the service said so.
+    comes_back: Option<Duration>,
     // Behind the attempt, which is dropped before its permit is given back.
     core: Core<H>,
     /// For the end of the first attempt, while there is one; then for that of this.
@@ -86,11 +89,11 @@ enum Stage<F> {
 
 impl<F, H: Holds> Second<F, H> {
     /// Only if it may go at once, and there is something to send: it waits for nothing.
-    fn admit<A: Attempts<H::Parts>>(first: &Claims, held: &H, attempts: &Option<A>) -> Option<Beside<F, H>> {
+    fn admit<A: Attempts<H::Parts>>(first: &mut Claims, held: &H, attempts: &Option<A>) -> Option<Beside<F, H>> {
         let parts = held.parts();
         let hedge = parts.hedge()?;
         let mut claims = first.beside(parts)?;
-        attempts.as_ref().filter(|attempts| attempts.can_overlap(parts))?;
+        first.look(|| attempts.as_ref().filter(|attempts| attempts.can_overlap(parts)))?;
         let held = held.beside()?;
         if !claims.admit_at_once(parts) {
             return None;
@@ -101,15 +104,19 @@ impl<F, H: Holds> Second<F, H> {
             return None;
         }
         debug!(target: "buttress", name = parts.name(), "hedging");
-        Some(Box::pin(Self { stage: Stage::Readying, core, timer: Slot::Empty }))
+        Some(Box::pin(Self { stage: Stage::Readying, comes_back: None, core, timer: Slot::Empty }))
     }
 
     pub(super) fn is_running(&self) -> bool {
         matches!(self.stage, Stage::Running { .. })
     }
 
-    /// The first is over, and this one too: it has failed, or was never sent. If it was, it counts.
-    pub(super) fn leave<A: Attempts<H::Parts>>(self: Pin<&mut Self>, first: &mut Claims, attempts: &mut Option<A>) {
+    /// The first is over, and this one too: it has failed, or was never sent. If it was, it counts. When to come back, if that was said.
+    pub(super) fn leave<A: Attempts<H::Parts>>(
+        self: Pin<&mut Self>,
+        first: &mut Claims,
+        attempts: &mut Option<A>,
+    ) -> Option<Duration> {
         let this = self.project();
         let (claims, held) = this.core.split();
         match (this.stage.project(), attempts) {
@@ -119,17 +126,21 @@ impl<F, H: Holds> Second<F, H> {
             }
             _ => first.ambient.attempt = claims.ambient.attempt,
         }
+        *this.comes_back
     }
 }
 
-/// The first was faster than the second in the slot, if there is one.
-pub(super) fn lose<F, H: Holds>(slot: Pin<&mut Slot<SeatOf<F, H>>>) {
-    if let Some(second) = slot.second().map(Seat::second) {
+/// The first was faster than the second in the slot. Whether there is one.
+pub(super) fn lose<F, H: Holds>(slot: Pin<&mut Slot<SeatOf<F, H>>>) -> bool {
+    let second = slot.second().map(Seat::second);
+    let is_there = second.is_some();
+    if let Some(second) = second {
         let mut second = second.project();
         let (claims, held) = second.core.split();
         claims.look(|| second.stage.set(Stage::Over));
         claims.lose(held.parts());
     }
+    is_there
 }
 
 /// The first is over, and the second goes on in its place: under its claims, and with its timer.
@@ -211,13 +222,15 @@ where
             Some(second) if !first => second.project().stage.set(Stage::Over),
             _ => this.state.set(State::Done),
         });
-        let rejection = claims.cut_off(parts);
+        let mut rejection = claims.cut_off(parts);
         if let Some(second) = this.slot.as_mut().second().map(Seat::second).filter(|_| first) {
             if second.is_running() && claims.in_time(parts).is_ok() {
                 succeed::<F, H>(claims, parts, this.state, this.slot);
                 return true;
             }
-            second.leave(claims, this.attempts);
+            if let Some(time) = second.leave(claims, this.attempts) {
+                rejection = rejection.with_retry_after(time);
+            }
         }
         refuse(this.state, this.slot, rejection);
         false
@@ -227,7 +240,7 @@ where
     fn poll_second(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<A, T, E, H>> {
         let mut this = self.project();
         let Some(second) = this.slot.as_mut().second().map(Seat::second) else { return Poll::Pending };
-        let SecondProj { mut stage, core, .. } = second.project();
+        let SecondProj { mut stage, comes_back, core, .. } = second.project();
         let alone = matches!(this.state.as_mut().project(), StateProj::Seconded);
         if let (StageProj::Readying, Some(attempts)) = (stage.as_mut().project(), this.attempts.as_mut()) {
             let (claims, held) = core.split();
@@ -239,9 +252,11 @@ where
             match ready!(claims.run(held.parts(), |parts, number| attempts.poll_next(cx, parts, number, last))) {
                 Ok(attempt) => stage.set(Stage::Running { attempt }),
                 Err(_) => {
-                    // The service is gone. The first may still be answered.
+                    // The service is gone, and nothing was sent. The first may still be answered.
                     stage.set(Stage::Over);
                     claims.settle_neutral(held.parts());
+                    claims.ambient.attempt = this.core.claims.ambient.attempt;
+                    attempts.leave(held.parts());
                 }
             }
         }
@@ -260,24 +275,28 @@ where
         let Poll::Ready(outcome) = polled else {
             if first.is_some() {
                 // Its time is up after that of the first: what is waited for is known already.
-                claims.arm(parts);
+                claims.arm_beside(parts);
             }
             return Poll::Pending;
         };
         claims.look(|| stage.set(Stage::Over));
         let lasts = <A::Hold as Hold<T, H>>::BEYOND && outcome.is_ok();
         let said = settle(claims, parts, &outcome, lasts);
-        let wait = match (said.again, &first) {
-            (Some(hint), None) => go_on::<A, F, H>(claims, parts, this.attempts, None, hint),
-            _ => None,
+        let wait = if first.is_none() && !said.answers {
+            go_on::<A, F, H>(claims, parts, this.attempts, None, said.again)
+        } else {
+            None
         };
         // It does not beat the first, however fast it fails.
-        if wait.is_some() || said.again.is_some() && first.is_some() {
+        if wait.is_some() || first.is_some() && !said.answers {
             claims.look(|| drop(outcome));
             if lasts {
                 claims.settle_neutral(parts);
             }
-            let Some(Next::Wait(wait)) = wait else { return Poll::Pending };
+            let Some(Next::Wait(wait)) = wait else {
+                *comes_back = said.again.and_then(|hint| hint.retry_after);
+                return Poll::Pending;
+            };
             back_off(this.state, this.slot, wait);
             return Poll::Ready(None);
         }

@@ -215,6 +215,11 @@ impl Line {
     /// There is room for the next. Takes it out if it has stood for too long: its waker, to wake outside of the lock.
     pub(super) fn refuse_stood(&mut self, now: u64) -> Option<Option<Waker>> {
         let codel = self.codel.as_mut()?;
+        if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
+            // They are held back, and are let out once the service is back.
+            codel.is_empty();
+            return None;
+        }
         let (_, first) = self.queue.front()?;
         let (waited, most) = (now.saturating_sub(first.since), codel.most());
         if !codel.refuses(now, waited) {

@@ -229,7 +229,12 @@ impl Shared {
         }
         let waiting = waiting(self.word.0.load(Relaxed));
         // Refusing takes no lock.
-        if waiting < self.max_queue || waiting == 0 && self.is_adaptive() || self.outranks_somebody() {
+        let is_full = waiting >= self.max_queue && (waiting > 0 || !self.is_adaptive());
+        if is_full && self.timed.is_some() && self.outranks_somebody() {
+            // There may be room by now, or somebody who is too late: nobody gives up a place for nothing.
+            self.grant();
+        }
+        if !is_full || self.outranks_somebody() {
             if let Some(turn) = self.wait_in_line(asks, self.max_queue) {
                 return Ok(turn);
             }
@@ -278,11 +283,14 @@ impl Shared {
                     let number = line.join(now, deadline, asks.attempts, priority);
                     self.note_lowest(&line);
                     drop(line);
+                    // Nobody else has its number yet, and a waker may panic.
+                    let joined = Joined(self, number);
                     wake(evicted);
                     if self.timed.is_some() {
                         // It may be the one that is let out next, or one that has too little time left.
                         self.grant();
                     }
+                    std::mem::forget(joined);
                     return Some(Turn::Later(number.into()));
                 }
                 Err(seen) => word = seen,
@@ -473,7 +481,7 @@ impl Shared {
             Refusal::Stood { waited, most } => {
                 Rejection::new(self.name, Rule::QueueStands, seconds(waited), seconds(most))
             }
-            Refusal::Evicted => self.refusal(),
+            Refusal::Evicted => self.overloaded(Rule::QueueFull, self.max_queue as usize, self.max_queue as usize),
         }
     }
 
@@ -601,6 +609,15 @@ struct Held<'a>(&'a Shared);
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.0.release();
+    }
+}
+
+/// A place in the queue, to be left if something panics.
+struct Joined<'a>(&'a Shared, u32);
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        self.0.leave_queue(self.1);
     }
 }
 

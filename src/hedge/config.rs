@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use super::{Hedge, handle::Delay};
+use super::{
+    Hedge,
+    handle::{Delay, Purse, Settings},
+};
 use crate::{
     ConfigError,
     config::Checks,
     retry::{Budget, BudgetBuilder},
+    shutdown,
 };
 
 /// Builds a [`Hedge`], alone or as a part of a [`Policy`](crate::Policy).
@@ -29,11 +33,12 @@ pub struct HedgeBuilder {
     delay: Delay,
     min_delay: Duration,
     budget: Option<Budget>,
+    shutdown: Option<shutdown::Handle>,
 }
 
 impl HedgeBuilder {
     pub(super) fn new(delay: Delay) -> Self {
-        Self { name: None, delay, min_delay: Duration::from_millis(1), budget: None }
+        Self { name: None, delay, min_delay: Duration::from_millis(1), budget: None, shutdown: None }
     }
 
     /// Only where most calls are fast, of which three quarters decide; and late, so that the waves of a busy service, in which all
@@ -62,9 +67,16 @@ impl HedgeBuilder {
         self
     }
 
-    /// Draws on this budget, which others may share: retries, and what stands above or below this.
+    /// Draws on this budget, which others may share: retries, and what stands above or below this. Each call pays in, as with a retry; and
+    /// the last five are left to retries, which have heard a no where a hedge has only heard nothing yet.
     pub fn budget(mut self, budget: Budget) -> Self {
         self.budget = Some(budget);
+        self
+    }
+
+    /// Once this shutdown drains, nothing is sent a second time.
+    pub fn shutdown(mut self, handle: &shutdown::Handle) -> Self {
+        self.shutdown = Some(handle.clone());
         self
     }
 
@@ -91,9 +103,17 @@ impl HedgeBuilder {
 
     /// After the checks. `retries` is the budget of the retries beside it, if there is one.
     pub(crate) fn assemble(self, name: &'static str, retries: Option<&Budget>) -> Hedge {
-        let own = self.budget.is_none() && retries.is_none();
-        let budget = self.budget.or_else(|| retries.cloned());
-        let budget = budget.unwrap_or_else(|| BudgetBuilder::default().ratio(0.1).assemble());
-        Hedge::new(self.name.unwrap_or(name), self.delay, self.min_delay, budget, own)
+        let settings = Settings {
+            name: self.name.unwrap_or(name),
+            delay: self.delay,
+            min_delay: self.min_delay,
+            shutdown: self.shutdown,
+        };
+        match (self.budget, retries) {
+            (None, None) => Hedge::new(settings, BudgetBuilder::default().ratio(0.1).assemble(), Purse::Own),
+            (None, Some(retries)) => Hedge::new(settings, retries.clone(), Purse::OfRetries),
+            (Some(budget), Some(retries)) if budget.is(retries) => Hedge::new(settings, budget, Purse::OfRetries),
+            (Some(budget), _) => Hedge::new(settings, budget, Purse::Shared),
+        }
     }
 }

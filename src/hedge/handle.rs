@@ -11,6 +11,7 @@ use crate::{
     kind::{Cloned, Kind, Plain},
     lift::LiftFuture,
     retry::Budget,
+    shutdown,
     spread::Spread,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
@@ -44,14 +45,28 @@ pub struct Hedge {
 }
 
 struct Shared {
-    name: &'static str,
-    delay: Delay,
-    min_delay: Duration,
+    settings: Settings,
     /// A [`Quantile`]. Relaxed, and no more than stored: of two samples that come at once one is lost, of many.
     learned: AtomicU64,
     budget: Budget,
-    /// Whether calls pay in here; else they do so where the budget belongs to.
-    pays: bool,
+    purse: Purse,
+}
+
+pub(super) struct Settings {
+    pub(super) name: &'static str,
+    pub(super) delay: Delay,
+    pub(super) min_delay: Duration,
+    pub(super) shutdown: Option<shutdown::Handle>,
+}
+
+/// Whose budget it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purse {
+    Own,
+    /// Of the retries beside it, to which each call has paid already.
+    OfRetries,
+    /// With whomever.
+    Shared,
 }
 
 /// When to ask once more.
@@ -80,10 +95,9 @@ impl Hedge {
         HedgeBuilder::new(Delay::Percentile { share: share as f32, times: 1.0 })
     }
 
-    pub(super) fn new(name: &'static str, delay: Delay, min_delay: Duration, budget: Budget, pays: bool) -> Self {
-        let shared =
-            Shared { name, delay, min_delay, learned: AtomicU64::new(Quantile::default().to_word()), budget, pays };
-        Self { shared: Arc::new(shared) }
+    pub(super) fn new(settings: Settings, budget: Budget, purse: Purse) -> Self {
+        let learned = AtomicU64::new(Quantile::default().to_word());
+        Self { shared: Arc::new(Shared { settings, learned, budget, purse }) }
     }
 
     /// As a tower layer that clones requests, where `Err` is transient. It clones **all of them**: for requests that are safe to
@@ -139,13 +153,13 @@ impl Hedge {
     /// After how long a call is sent once more. `None` while too little is known.
     #[must_use]
     pub fn delay(&self) -> Option<Duration> {
-        match self.shared.delay {
+        match self.shared.settings.delay {
             Delay::Fixed(delay) => Some(delay),
             Delay::Percentile { times, .. } => {
                 let usual = Quantile::from_word(self.shared.learned.load(Relaxed)).get()?;
                 let delay =
                     Duration::try_from_secs_f64(usual.as_secs_f64() * f64::from(times)).unwrap_or(Duration::MAX);
-                Some(delay.max(self.shared.min_delay))
+                Some(delay.max(self.shared.settings.min_delay))
             }
         }
     }
@@ -159,19 +173,23 @@ impl Hedge {
     /// For each call, once.
     #[inline]
     pub(crate) fn deposit(&self, now: impl FnOnce() -> Instant) {
-        if self.shared.pays {
+        if self.shared.purse != Purse::OfRetries {
             self.shared.budget.deposit(now);
         }
     }
 
     pub(crate) fn withdraw(&self, now: Instant) -> bool {
-        let keep = if self.shared.pays { 0 } else { LEFT_TO_RETRIES };
+        let keep = if self.shared.purse == Purse::Own { 0 } else { LEFT_TO_RETRIES };
         self.shared.budget.withdraw(now, keep)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.shared.settings.shutdown.as_ref().is_some_and(shutdown::Handle::is_draining)
     }
 
     /// A call was answered, or has taken so long and was given up for another.
     pub(crate) fn learn(&self, took: Duration) {
-        if let Delay::Percentile { share, .. } = self.shared.delay {
+        if let Delay::Percentile { share, .. } = self.shared.settings.delay {
             let learned = Quantile::from_word(self.shared.learned.load(Relaxed));
             self.shared.learned.store(learned.with(took, share).to_word(), Relaxed);
         }
@@ -181,7 +199,10 @@ impl Hedge {
 impl fmt::Debug for Hedge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut f = f.debug_struct("Hedge");
-        f.field("name", &self.shared.name).field("delay", &self.delay()).field("budget", &self.shared.budget).finish()
+        f.field("name", &self.shared.settings.name)
+            .field("delay", &self.delay())
+            .field("budget", &self.shared.budget)
+            .finish()
     }
 }
 
@@ -201,7 +222,7 @@ impl<H: Borrow<Hedge> + Clone, C: Clone, R: Clone> Parts for HedgeParts<H, Kind<
 
     #[inline]
     fn name(&self) -> &'static str {
-        self.hedge.borrow().shared.name
+        self.hedge.borrow().shared.settings.name
     }
 
     #[inline]

@@ -58,6 +58,11 @@ impl Budget {
         BudgetBuilder::default()
     }
 
+    /// Whether it is the same, and not one that is alike.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Counts a call. Asks for the time only now and then.
     #[inline]
     pub(crate) fn deposit(&self, now: impl FnOnce() -> Instant) {

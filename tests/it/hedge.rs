@@ -16,7 +16,7 @@ use std::{
 };
 
 use buttress::{
-    CircuitBreaker, Cloned, ConcurrencyLimit, Error, Hedge, Jitter, Policy, Reason, Retry,
+    CircuitBreaker, Cloned, ConcurrencyLimit, Error, Hedge, Jitter, Policy, Reason, Retry, Verdict,
     retry::{Budget, current_attempt},
 };
 use futures_util::{FutureExt, future::join_all};
@@ -484,4 +484,112 @@ async fn it_shows_what_it_has_come_to() {
     let policy = Policy::plain("users").hedge(&hedge).build().unwrap();
     assert_eq!(policy.hedge().unwrap().delay(), Some(ms(30)));
     let _named: buttress::HedgeService<(), Cloned> = hedge.layer().layer(());
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_policy_the_retries_have_the_last_of_the_budget() {
+    let budget = Budget::builder().ratio(0.0).min_per_second(1).build().unwrap();
+    let policy = policy().retry(Retry::constant(ms(1)).budget(budget.clone())).build().unwrap();
+    for _ in 0..20 {
+        let script = Script::new(&[(60, Ok(1)), (60, Ok(2))]);
+        policy.call(|| script.ask()).await.unwrap();
+    }
+    assert_eq!(budget.balance(), 5, "ten in ten seconds, of which hedges take five");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_says_whose_it_is() {
+    let hedge = Hedge::after(ms(30)).name("users").build().unwrap();
+    let mut service = hedge.layer().layer(service_fn(|(): ()| pending::<Result<(), Error<std::io::Error>>>()));
+    let call = service.ready().await.unwrap().call(());
+    assert_eq!(format!("{call:?}"), "ResponseFuture { name: \"users\", state: \"running\", .. }");
+}
+
+/// A hedge after 50 ms over whatever refuses or fails the second in a way that no retry repeats.
+#[tokio::test(start_paused = true)]
+async fn nothing_but_an_answer_of_the_hedge_beats_a_first_that_is_on_its_way() {
+    let limit = ConcurrencyLimit::builder().max_in_flight(1).max_queue(0).build().unwrap();
+    let first = || async {
+        sleep(ms(90)).await;
+        Ok::<_, Error<&str>>(1)
+    };
+    assert_eq!(after(ANY).call_as(|| limit.call_as(first())).await.unwrap(), 1, "refused by the limit below");
+    let verdicts = [Verdict::Throttled { retry_after: None }, Verdict::Failed, Verdict::Ignored];
+    for verdict in verdicts {
+        let judge = move |outcome: Result<&u32, &&str>| if outcome.is_ok() { Verdict::Success } else { verdict };
+        let policy = policy().classify(buttress::classify::from_fn(judge)).build().unwrap();
+        let script = Script::new(&[(90, Ok(1)), (10, Err("hedge"))]);
+        assert_eq!(policy.call(|| script.ask()).await.unwrap(), 1, "{verdict:?}");
+        let script = Script::new(&[(60, Err("first")), (90, Ok(2))]);
+        assert_eq!(policy.call(|| script.ask()).await.unwrap(), 2, "{verdict:?}: and the other way round");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_goes_on_if_a_layer_below_cuts_the_first_off() {
+    let timeout = buttress::Timeout::new(ms(100));
+    let script = Script::new(&[(900, Ok(1)), (60, Ok(2))]);
+    let outcome = after(ANY).call_as(|| timeout.call(script.ask())).await;
+    assert_eq!((outcome.unwrap(), script.base.elapsed()), (2, ms(110)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_is_given_is_paid_into() {
+    let budget = Budget::builder().ratio(0.5).min_per_second(0).build().unwrap();
+    let hedge = Hedge::after(ms(5)).budget(budget).build().unwrap();
+    let asked = Counts::default();
+    for _ in 0..500 {
+        let call = hedge.call(|| {
+            let running = asked.enter();
+            async move {
+                let _running = running;
+                sleep(ms(10)).await;
+                Ok::<_, ()>(())
+            }
+        });
+        call.await.unwrap();
+    }
+    let hedges = asked.calls() - 500;
+    assert!((200..=250).contains(&hedges), "{hedges}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_hedge_said_of_when_to_come_back_is_not_undercut() {
+    let judge = |outcome: Result<&u32, &&str>| match outcome {
+        Ok(_) => Verdict::Success,
+        Err(&"later") => Verdict::Transient { retry_after: Some(secs(10)) },
+        Err(_) => Verdict::TRANSIENT,
+    };
+    for timeout in [None, Some(ms(100))] {
+        let policy = policy().retry(Retry::constant(ms(1))).classify(buttress::classify::from_fn(judge));
+        let policy = timeout.map_or(policy.clone(), |time| policy.timeout(time)).build().unwrap();
+        let first = if timeout.is_some() { 900 } else { 90 };
+        let script = Script::new(&[(first, Err("first")), (10, Err("later")), (1, Ok(3))]);
+        assert_eq!(policy.call(|| script.ask()).await.unwrap(), 3);
+        assert!(script.begun()[2] >= 10_090, "{:?}", script.begun());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_it_drains_nothing_is_sent_twice() {
+    let shutdown = buttress::Shutdown::builder().build().unwrap();
+    let policy = policy().shutdown(&shutdown.handle()).build().unwrap();
+    shutdown.handle().trigger("test");
+    let script = Script::new(&[(90, Ok(1))]);
+    assert_eq!(policy.call(|| script.ask()).await.unwrap(), 1);
+    assert_eq!(script.begun(), [0]);
+}
+
+// A place in a line below would be granted to somebody who is not there any more.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_has_its_answer_stands_in_no_line_below() {
+    let slow = service_fn(|(): ()| async {
+        sleep(ms(90)).await;
+        Ok::<_, Error<std::io::Error>>(())
+    });
+    let limited = tower::limit::ConcurrencyLimit::new(slow, 1);
+    let mut service = after(ANY).layer().layer(limited);
+    let mut call = std::pin::pin!(service.ready().await.unwrap().call(()));
+    (&mut call).await.unwrap();
+    timeout(secs(1), service.ready()).await.expect("nobody else waits for the permit").unwrap();
 }
