@@ -18,7 +18,7 @@
 //! | we are overloaded: everything gets slow, all tasks wait for one thing | [`ConcurrencyLimit`] | [`concurrency_limit`] |
 //! | one host, or tenant, fails and takes the others with it | [`Keyed`]: one of these for each | [`keyed`] |
 //! | all of that | [`Policy`] | [every default](guide::defaults) |
-//! | all of that, and no time to tune it | [`Policy::standard`], with a deadline | [what each part is for](guide::storms) |
+//! | all of that, and no time to tune it | [`Policy::standard`] for functions, [`standard`](PolicyBuilder::standard) on a preset for clients; with a deadline | [what each part is for](guide::storms) |
 //! | deploys drop requests, or hang | [`Shutdown`] | [`shutdown`] |
 //! | tests wait, and fail now and then | a paused clock, services by script | [testing](guide::testing) |
 //! | something blocks the thread that all wait for | [`SlowPoll`] names it | [testing](guide::testing) |
@@ -42,7 +42,7 @@
 //!     let policy = Policy::plain("users")
 //!         .deadline(Duration::from_secs(5)) // the whole call, retries and waits included
 //!         .retry(Retry::exponential(Duration::from_millis(50))) // three attempts, and a budget for all calls
-//!         .circuit_breaker(CircuitBreaker::builder()) // opens when half of ten seconds' calls have failed
+//!         .circuit_breaker(CircuitBreaker::builder()) // opens when half of ten seconds' calls, of 20 or more, have failed
 //!         .concurrency_limit(ConcurrencyLimit::builder().max_in_flight(64)) // 64 at once; as many may wait
 //!         .timeout(Duration::from_millis(500)) // each attempt
 //!         .build()?;

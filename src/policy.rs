@@ -87,6 +87,10 @@ impl Policy {
 
     /// [`plain`](Self::plain) with [`standard`](PolicyBuilder::standard) settings: nothing to tune.
     ///
+    /// [`call`](Self::call) repeats its closure after a failure, and here **also beside an attempt that still runs**, if that is late: only
+    /// for what may be done twice. Around a client use its preset, as `Policy::reqwest(name).standard()`, which judges by status and
+    /// repeats what is idempotent.
+    ///
     /// ```
     /// use buttress::Policy;
     /// use std::time::Duration;
