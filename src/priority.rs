@@ -152,6 +152,14 @@ impl<P> fmt::Debug for PriorityLayer<P> {
 }
 
 /// The service of a [`PriorityLayer`].
+///
+/// ```
+/// use buttress::{Priority, priority::{PriorityLayer, PriorityService}};
+/// use tower::Layer;
+/// # #[derive(Clone)] struct Client;
+/// let reports: PriorityService<Client, fn(&u64) -> Priority> = PriorityLayer::new((|_| Priority::SHEDDABLE) as fn(&_) -> _).layer(Client);
+/// # let _ = reports.get_ref();
+/// ```
 #[derive(Clone, Copy)]
 pub struct PriorityService<S, P> {
     inner: S,

@@ -20,6 +20,7 @@ const NO_EXAMPLE: &[(&str, &[&str])] = &[
             "buttress::http::Tail",
             "buttress::keyed::ByKey",
             "buttress::policy::PolicyParts",
+            "buttress::hedge::HedgeParts",
             "buttress::retry::RetryParts",
         ],
     ),
