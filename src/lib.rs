@@ -72,7 +72,7 @@
 //! | [`Reason`] | meaning | do |
 //! | --- | --- | --- |
 //! | [`CircuitOpen`](Reason::CircuitOpen) | the service fails, so it was not asked | use another replica or a stored answer; come back after [`retry_after`](Rejection::retry_after) |
-//! | [`Overloaded`](Reason::Overloaded) | too many calls are in flight on this side | shed: answer 503, slow down whoever sends |
+//! | [`Overloaded`](Reason::Overloaded) | too many calls are in flight on this side, or its runtime is late | shed: answer 503, slow down whoever sends |
 //! | [`Timeout`](Reason::Timeout) | one attempt was cut off | it may have taken effect; retry has done what it may |
 //! | [`DeadlineExceeded`](Reason::DeadlineExceeded) | the whole call ran out of time | give up, as your caller has |
 //! | [`ShuttingDown`](Reason::ShuttingDown) | this process stops, and begins nothing | answer 503: another instance takes it |
@@ -118,6 +118,7 @@ pub mod hedge;
 pub mod http;
 pub mod keyed;
 mod kind;
+pub mod lag;
 mod lift;
 pub mod policy;
 pub mod priority;
@@ -147,6 +148,7 @@ pub use crate::{
     hedge::{Hedge, HedgeBuilder, HedgeLayer, HedgeService},
     keyed::{Keyed, KeyedBuilder, KeyedLayer, KeyedService},
     kind::{Cloned, Kind, Plain},
+    lag::{LagGuard, LagGuardBuilder, LagGuardLayer, LagGuardService},
     lift::{Lift, LiftFuture, LiftLayer},
     policy::{Policy, PolicyBuilder, PolicyLayer, PolicyService},
     priority::Priority,

@@ -32,7 +32,7 @@ use crate::clock::nanos;
 pub enum Reason {
     /// The circuit breaker is open, or half-open with all its probes out.
     CircuitOpen,
-    /// The concurrency limit and its queue are full, or the wait in the queue was too long.
+    /// The concurrency limit and its queue are full, the wait in the queue was too long, or the runtime is late.
     Overloaded,
     /// One attempt took longer than the attempt timeout.
     Timeout,
@@ -76,6 +76,8 @@ pub enum Rule {
     QueueStands,
     /// The call has less time left than an answer takes: it is refused before it is asked in vain.
     TooLate,
+    /// The runtime itself is late, by more than it may be.
+    RuntimeLate,
     /// The attempt timeout.
     AttemptTimeout,
     /// The body of the response was silent for too long.
@@ -102,16 +104,19 @@ impl Rule {
             | Rule::ProbeLease
             | Rule::ProbesOut
             | Rule::Forced => Reason::CircuitOpen,
-            Rule::LimitReached | Rule::QueueFull | Rule::MaxWait | Rule::QueueStands | Rule::TooLate => {
-                Reason::Overloaded
-            }
+            Rule::LimitReached
+            | Rule::QueueFull
+            | Rule::MaxWait
+            | Rule::QueueStands
+            | Rule::TooLate
+            | Rule::RuntimeLate => Reason::Overloaded,
             Rule::AttemptTimeout | Rule::BodyIdle | Rule::BodyTimeout => Reason::Timeout,
             Rule::Deadline => Reason::DeadlineExceeded,
             Rule::Draining | Rule::Stopping => Reason::ShuttingDown,
         }
     }
 
-    pub(crate) const ALL: [Rule; 18] = [
+    pub(crate) const ALL: [Rule; 19] = [
         Rule::FailureRate,
         Rule::SlowCallRate,
         Rule::ConsecutiveFailures,
@@ -124,6 +129,7 @@ impl Rule {
         Rule::MaxWait,
         Rule::QueueStands,
         Rule::TooLate,
+        Rule::RuntimeLate,
         Rule::AttemptTimeout,
         Rule::BodyIdle,
         Rule::BodyTimeout,
@@ -148,6 +154,7 @@ impl Rule {
             Rule::MaxWait => "max_wait",
             Rule::QueueStands => "queue_stands",
             Rule::TooLate => "too_late",
+            Rule::RuntimeLate => "runtime_late",
             Rule::AttemptTimeout => "attempt_timeout",
             Rule::BodyIdle => "body_idle",
             Rule::BodyTimeout => "body_timeout",
@@ -346,6 +353,7 @@ impl fmt::Display for Rejection {
                 write!(f, "circuit breaker `{name}` is half-open: ")?
             }
             Reason::CircuitOpen => write!(f, "circuit breaker `{name}` is open: ")?,
+            Reason::Overloaded if self.rule == Rule::RuntimeLate => write!(f, "runtime of `{name}` is overloaded: ")?,
             Reason::Overloaded => write!(f, "concurrency limit `{name}` is overloaded: ")?,
             Reason::Timeout if matches!(self.rule, Rule::BodyIdle | Rule::BodyTimeout) => {
                 write!(f, "response of `{name}` timed out: ")?
@@ -367,6 +375,7 @@ impl fmt::Display for Rejection {
             Rule::MaxWait => write!(f, "waited {measured:.3} s, {threshold:.3} s is the most")?,
             Rule::QueueStands => write!(f, "waited {measured:.3} s in a queue that stands, {threshold:.3} s allowed")?,
             Rule::TooLate => write!(f, "{measured:.3} s left, {threshold:.3} s needed")?,
+            Rule::RuntimeLate => write!(f, "{measured:.3} s late, {threshold:.3} s allowed")?,
             Rule::AttemptTimeout => write!(f, "{measured:.3} s, {threshold:.3} s allowed")?,
             Rule::BodyIdle => write!(f, "its body was silent for {threshold:.3} s")?,
             Rule::BodyTimeout => write!(f, "its body took more than {threshold:.3} s")?,

@@ -142,6 +142,9 @@ impl Claims {
     /// Takes what is free to be taken; `false`: nothing, as not all of it is, and it is to be [asked for](Self::admit).
     #[inline(always)]
     pub(super) fn admit_at_once<P: Parts>(&mut self, parts: &P) -> bool {
+        if parts.lag_guard().is_some_and(|guard| guard.is_late(now)) {
+            return false;
+        }
         if let Some(breaker) = parts.breaker() {
             let Some(ticket) = breaker.admit() else { return false };
             self.ticket = ticket;
@@ -158,6 +161,9 @@ impl Claims {
 
     #[inline(always)]
     pub(super) fn admit<P: Parts>(&mut self, parts: &P) -> Result<Entry, Rejection> {
+        if let Some(guard) = parts.lag_guard() {
+            guard.check_with(now).inspect_err(Rejection::log)?;
+        }
         self.ask_breaker(parts)?;
         let Some(limit) = parts.limit() else { return Ok(Entry::Admitted) };
         let mut asks = Asks::default();

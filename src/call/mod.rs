@@ -3,7 +3,7 @@
 //!
 //! A call passes in three steps:
 //!
-//! - **admit** ([`core`]): deadline, circuit breaker, concurrency limit, in this order; the future's polls go on
+//! - **admit** ([`core`]): deadline, lag guard, circuit breaker, concurrency limit, in this order; the future's polls go on
 //!   with it if the call must queue;
 //! - **run** ([`future`]): poll the inner future, arm one timer when it is first found pending; [`second`]: what runs beside it;
 //! - **settle** ([`core`]): classify, tell the breaker, release; on drop: release, with the cancel rule. What is to last
@@ -42,6 +42,7 @@ use crate::{
     circuit_breaker::Shared as Breaker,
     concurrency_limit::{Asks, Ended, Queued, Shared as Limit, Took, Turn},
     hedge::Hedge,
+    lag::LagGuard,
     retry::Retry,
     spread::Spread,
 };
@@ -82,6 +83,12 @@ pub trait Parts {
     /// When to ask again.
     #[inline]
     fn retry(&self) -> Option<&Retry> {
+        None
+    }
+
+    /// Whether anything can be begun now.
+    #[inline]
+    fn lag_guard(&self) -> Option<&LagGuard> {
         None
     }
 

@@ -14,8 +14,8 @@ use std::{
 };
 
 use buttress::{
-    CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Hedge, Keyed, Lift, Policy, Rejection,
-    Retry, Rule, Shutdown, SlowPoll, Timeout, Verdict, circuit_breaker::State,
+    CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Hedge, Keyed, LagGuard, Lift, Policy,
+    Rejection, Retry, Rule, Shutdown, SlowPoll, Timeout, Verdict, circuit_breaker::State,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
@@ -127,6 +127,11 @@ fn hedge() -> Hedge {
     Hedge::percentile(0.95).min_delay(ms(100)).build().unwrap()
 }
 
+/// Measured by a runtime that is gone, so that it never refuses; but it looks at the clock as any other.
+fn lag_guard() -> LagGuard {
+    LagGuard::builder().start_on(runtime().handle()).unwrap()
+}
+
 /// All six parts, none of which stands in a call's way.
 fn policy() -> Policy<Cloned> {
     Policy::cloned("all")
@@ -196,6 +201,7 @@ macro_rules! for_each_layer {
         $check!("deadline", DeadlineLayer::new(secs(1)).layer($inner));
         $check!("retry", retry().layer().layer($inner));
         $check!("hedge", hedge().layer().layer($inner));
+        $check!("lag guard", lag_guard().layer().layer($inner));
         $check!("circuit breaker, time", breaker().layer().layer($inner));
         let of_calls = CircuitBreaker::builder().window_calls(100).slow_call_rate(0.5).build().unwrap();
         $check!("circuit breaker, calls", of_calls.layer().layer($inner));

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use buttress::{
     Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConcurrencyLimitBuilder, ConfigError, Deadline,
-    DeadlineLayer, Error, Jitter, Kind, Plain, Policy, Reason, Retry, RetryBuilder, Rule, Timeout, Verdict,
+    DeadlineLayer, Error, Jitter, Kind, LagGuard, Plain, Policy, Reason, Retry, RetryBuilder, Rule, Timeout, Verdict,
     circuit_breaker::{State, WhenOpen},
     retry::{Budget, BudgetBuilder},
 };
@@ -424,4 +424,30 @@ async fn a_request_is_repeated_for_as_long_as_its_strategy_says_so() {
     let layer = retry.layer_with(Kind::new(buttress::ByResult, repeat_twice));
     assert!(layer.layer(buttress::Lift::new(failing)).send(2).await.unwrap_err().inner().is_some());
     assert_eq!(counts.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lag_guard_refuses_what_timers_cannot_measure() {
+    let new = LagGuard::builder;
+    let max_lag = "must be at least 5 ms: timers tick by the millisecond";
+    let period = "must be between 1 ms and max_lag";
+    assert_refusals(
+        "lag_guard",
+        [
+            (new().name("").start(), "name = \"\": must not be empty: logs and rejections carry it".to_owned()),
+            (new().max_lag(ZERO).start(), format!("max_lag = 0ns: {max_lag}")),
+            (new().max_lag(ms(4)).start(), format!("max_lag = 4ms: {max_lag}")),
+            (new().period(ZERO).start(), format!("period = 0ns: {period}")),
+            (new().period(ms(101)).start(), format!("period = 101ms: {period}")),
+        ],
+    );
+    for guard in [
+        new().max_lag(ms(5)),
+        new().max_lag(FOREVER),
+        new().period(ms(1)),
+        new().period(ms(100)),
+        new().max_lag(FOREVER).period(FOREVER),
+    ] {
+        assert!(guard.start().unwrap().check().is_ok());
+    }
 }

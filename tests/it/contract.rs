@@ -13,7 +13,7 @@ mod types;
 
 use buttress::{
     Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConcurrencyLimitBuilder, DeadlineLayer, Jitter,
-    Keyed, Policy, Rejection, Retry, RetryBuilder, Timeout, Verdict,
+    Keyed, LagGuard, Policy, Rejection, Retry, RetryBuilder, Timeout, Verdict,
 };
 use tokio::time::sleep;
 use tower::{
@@ -66,6 +66,11 @@ fn retrying() -> Subject {
 fn circuit_breaker() -> Subject {
     let breaker = breaker().build().unwrap();
     Subject { breaker: Some(breaker.clone()), ..Subject::of(breaker.layer()) }
+}
+
+fn lag_guard() -> Subject {
+    // Some stories advance the clock by more than a healthy runtime is ever late.
+    Subject::of(LagGuard::builder().max_lag(secs(100)).start().unwrap().layer())
 }
 
 fn concurrency_limit() -> Subject {
@@ -322,5 +327,5 @@ macro_rules! contract {
     };
 }
 
-contract![timeout, deadline, retrying, circuit_breaker, concurrency_limit, policy, policy_of_nothing];
+contract![timeout, deadline, retrying, lag_guard, circuit_breaker, concurrency_limit, policy, policy_of_nothing];
 contract![keyed_circuit_breaker, keyed_concurrency_limit, keyed_policy];

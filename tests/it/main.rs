@@ -19,6 +19,7 @@ mod guide;
 mod hazards;
 mod hedge;
 mod keyed;
+mod lag;
 mod late;
 mod loopback;
 mod observe;

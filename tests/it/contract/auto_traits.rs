@@ -85,6 +85,8 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::HedgeBuilder,
         buttress::Jitter,
         buttress::Kind<All, All, All>,
+        buttress::LagGuard,
+        buttress::LagGuardBuilder,
         buttress::Lift<All>,
         buttress::LiftFuture<All>,
         buttress::LiftLayer,

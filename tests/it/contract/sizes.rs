@@ -4,8 +4,9 @@ use std::{convert::Infallible, io};
 
 use buttress::{
     CircuitBreaker, CircuitBreakerService, Cloned, ConcurrencyLimit, ConcurrencyLimitService, DeadlineService, Error,
-    Hedge, HedgeService, Keyed, KeyedService, Lift, Plain, Policy, PolicyService, Rejection, Retry, RetryService,
-    SlowPoll, SlowPollService, Timeout, TimeoutService, Verdict, circuit_breaker, concurrency_limit,
+    Hedge, HedgeService, Keyed, KeyedService, LagGuard, LagGuardService, Lift, Plain, Policy, PolicyService, Rejection,
+    Retry, RetryService, SlowPoll, SlowPollService, Timeout, TimeoutService, Verdict, circuit_breaker,
+    concurrency_limit,
     shutdown::{Calls, InFlightService},
 };
 use tower::Service;
@@ -38,6 +39,7 @@ fn futures_have_the_size_of_the_table() {
         FutureOf<RetryService<Echo>> => 232,
         // What runs beside the first is in a box, in the place of the timer.
         FutureOf<HedgeService<Echo>> => 232,
+        FutureOf<LagGuardService<Echo>> => 232,
         FutureOf<CircuitBreakerService<Echo>> => 232,
         FutureOf<ConcurrencyLimitService<Echo>> => 232,
         FutureOf<PolicyService<Echo, Plain>> => 232,
@@ -69,6 +71,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         ConcurrencyLimit => 8,
         Retry => 120,
         Hedge => 8,
+        LagGuard => 8,
         Policy => 8,
         Keyed<u64, Policy> => 8,
         circuit_breaker::Permit => 32,
@@ -80,6 +83,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         SlowPollService<()> => 32,
         RetryService<()> => 8,
         HedgeService<()> => 8,
+        LagGuardService<()> => 8,
         CircuitBreakerService<()> => 32,
         ConcurrencyLimitService<()> => 8,
         PolicyService<()> => 8,

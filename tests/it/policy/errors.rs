@@ -242,6 +242,7 @@ fn each_rule_has_its_name_and_its_reason() {
         (Rule::MaxWait, "max_wait", Reason::Overloaded),
         (Rule::QueueStands, "queue_stands", Reason::Overloaded),
         (Rule::TooLate, "too_late", Reason::Overloaded),
+        (Rule::RuntimeLate, "runtime_late", Reason::Overloaded),
         (Rule::AttemptTimeout, "attempt_timeout", Reason::Timeout),
         (Rule::BodyIdle, "body_idle", Reason::Timeout),
         (Rule::BodyTimeout, "body_timeout", Reason::Timeout),
