@@ -4,7 +4,7 @@
 //! tasks that no limit counts. Then each `.await` takes longer, whatever is awaited: timers fire late, sockets are read late, and
 //! calls that were let in run out of time inside. No limit on calls in flight sees that, as the calls that suffer are not those that
 //! cause it. So this measures the runtime itself and, while it is later than it may be, refuses what comes:
-//! [`Rule::RuntimeLate`](crate::Rule::RuntimeLate), for [`Overloaded`](crate::Reason::Overloaded).
+//! [`Rule::RuntimeLate`], for [`Overloaded`](crate::Reason::Overloaded).
 //!
 //! **When not.** It is a fuse and not a limit: all or nothing, and only after it has got late. What can be counted is for a
 //! [`ConcurrencyLimit`](crate::ConcurrencyLimit), which lets in as much as can be done; put this in front of it. And it mends nothing:

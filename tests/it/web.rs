@@ -661,3 +661,68 @@ proptest! {
         prop_assert_eq!(told.as_secs(), format!("{seconds}{more}").parse().unwrap_or(u64::MAX));
     }
 }
+
+/// At the door: while the one in front takes what is left, a request with too little time is not begun.
+#[tokio::test(start_paused = true)]
+async fn a_request_with_too_little_time_left_is_refused_at_the_door_and_nothing_of_it_runs() {
+    use axum::http::header::CONTENT_TYPE;
+    use buttress::concurrency_limit::{Discipline, Headroom};
+
+    let policy = Policy::http_server("api")
+        .concurrency_limit(
+            ConcurrencyLimit::builder()
+                .adaptive(Headroom::default())
+                .max_in_flight(1)
+                .max_queue(9)
+                .discipline(Discipline::Deadline),
+        )
+        .build()
+        .unwrap();
+    let counts = Counts::default();
+    let handler = {
+        let counts = counts.clone();
+        async move || {
+            let _running = counts.enter();
+            tokio::time::sleep(ms(40)).await;
+            "done"
+        }
+    };
+    let app = Router::new().route("/", get(handler)).layer(
+        tower::ServiceBuilder::new()
+            .layer(RespondLayer::new())
+            .layer(ReadDeadlineLayer::new().header("x-timeout-ms".parse().unwrap()))
+            .layer(policy.layer()),
+    );
+    let ask = |left: &str| {
+        let request = Request::get("/").header("x-timeout-ms", left).body(Body::empty()).unwrap();
+        app.clone().oneshot(request)
+    };
+    // It learns how long an answer takes.
+    for _ in 0..10 {
+        let Ok(response) = ask("1000").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        drop(response.into_body().collect().await);
+    }
+    let first = tokio::spawn(ask("1000"));
+    tokio::time::sleep(ms(1)).await;
+
+    let start = Instant::now();
+    let Ok(response) = ask("30").await;
+    assert_eq!(start.elapsed(), ms(0), "at once");
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+    let refused = response.extensions().get::<Rejection>().map(|no| (no.name(), no.rule()));
+    assert_eq!(refused, Some(("api", Rule::TooLate)));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    assert!(body.contains(r#""status":503"#) && body.contains(r#""reason":"overloaded""#), "{body}");
+
+    // Past already: that is the caller's own doing, and no sign of load.
+    let Ok(response) = ask("0").await;
+    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(response.extensions().get::<Rejection>().map(Rejection::rule), Some(Rule::Deadline));
+
+    let Ok(response) = first.await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!((counts.calls(), counts.running()), (11, 0), "nothing else was begun");
+}
