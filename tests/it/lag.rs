@@ -25,6 +25,13 @@ fn block(time: Duration) {
     assert_pending!(task::spawn(advance(time)).poll());
 }
 
+/// Until timers were looked at, and the beat was at the back of the queue.
+async fn beat() {
+    for _ in 0..4 {
+        yield_now().await;
+    }
+}
+
 fn is_late(guard: &LagGuard) -> bool {
     guard.check().is_err()
 }
@@ -61,7 +68,7 @@ async fn who_comes_first_after_a_block_is_refused_before_any_beat() {
 async fn one_late_beat_has_calls_refused_until_the_next_one_is_on_time_and_no_longer() {
     let guard = guard().start().unwrap();
     advance(secs(1)).await;
-    yield_now().await;
+    beat().await;
     assert_eq!(guard.lag(), ms(980), "by the last beat: nothing is overdue");
     sleep(ms(19)).await;
     assert!(is_late(&guard));
@@ -77,10 +84,7 @@ async fn a_runtime_that_is_always_late_is_so_at_any_time() {
     for turn in 0..10 {
         block(ms(150));
         assert_eq!((guard.lag(), is_late(&guard)), (ms(130), true), "before the beat of turn {turn}");
-        // Until timers were looked at, and the beat was at the back of the queue.
-        for _ in 0..4 {
-            yield_now().await;
-        }
+        beat().await;
         assert_eq!((guard.lag(), is_late(&guard)), (ms(130), true), "after the beat of turn {turn}");
     }
 }
@@ -121,7 +125,7 @@ async fn it_measures_for_as_long_as_anybody_can_ask() {
     sleep(secs(1)).await;
     assert_eq!(alive(), 1);
     advance(secs(1)).await;
-    yield_now().await;
+    beat().await;
     assert!(service.send(7).await.is_err());
     drop(service);
     sleep(secs(1)).await;
@@ -139,7 +143,7 @@ fn a_runtime_ends_in_spite_of_it_and_is_not_late_from_then_on() {
     let guard = guard().start_on(runtime.handle()).unwrap();
     runtime.block_on(async {
         advance(secs(1)).await;
-        yield_now().await;
+        beat().await;
         assert!(is_late(&guard));
     });
     drop(runtime);
