@@ -27,6 +27,12 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 
+/// So many seconds, saturating.
+#[inline]
+pub(crate) fn seconds(time: f64) -> Duration {
+    Duration::try_from_secs_f64(time.max(0.0)).unwrap_or(Duration::MAX)
+}
+
 /// Nanoseconds from `base` to `now`; zero if the clock stands before it.
 #[inline]
 pub(crate) fn since(base: Instant, now: Instant) -> u64 {

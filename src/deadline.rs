@@ -10,7 +10,6 @@
 
 use std::{
     cell::Cell,
-    convert::Infallible,
     fmt,
     future::Future,
     pin::Pin,
@@ -23,8 +22,8 @@ use pin_project::pin_project;
 use tokio::time::Instant;
 
 use crate::{
-    ByResult, Error,
-    call::{Given, Guard, Guarded, Holds, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
+    Error,
+    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, plain},
     clock::{self, after, now},
 };
 
@@ -353,31 +352,14 @@ pub struct DeadlineParts {
 }
 
 impl Parts for DeadlineParts {
-    type Classify = ByResult;
-    type Again = Unrepeated;
-    type Hold = UntilHeaders;
-    type Seat<F, H: Holds> = Infallible;
+    plain!(Unrepeated: Unrepeated::ONCE);
+
     const SCOPED: bool = true;
     const TAKES: bool = false;
 
     #[inline]
     fn name(&self) -> &'static str {
         self.name
-    }
-
-    #[inline]
-    fn classify(&self) -> &ByResult {
-        &ByResult
-    }
-
-    #[inline]
-    fn again(&self) -> &Unrepeated {
-        &Unrepeated::ONCE
-    }
-
-    #[inline]
-    fn hold(&self) -> &UntilHeaders {
-        &UntilHeaders::HERE
     }
 
     #[inline]

@@ -34,7 +34,6 @@
 //! `tokio::time::advance` is what a block of so long looks like.
 
 use std::{
-    convert::Infallible,
     fmt,
     future::poll_fn,
     pin::Pin,
@@ -50,8 +49,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    ByResult, ConfigError, Rejection, Rule,
-    call::{Guard, Guarded, Holds, Parts, Unrepeated, UntilHeaders},
+    ConfigError, Rejection, Rule,
+    call::{Guard, Guarded, Parts, Unrepeated, plain},
     clock::{after, nanos, now, since},
     config::Checks,
     spread::Spread,
@@ -313,30 +312,13 @@ async fn requeue() {
 }
 
 impl Parts for LagGuard {
-    type Classify = ByResult;
-    type Again = Unrepeated;
-    type Hold = UntilHeaders;
-    type Seat<F, H: Holds> = Infallible;
+    plain!(Unrepeated: Unrepeated::ONCE);
+
     const TAKES: bool = false;
 
     #[inline]
     fn name(&self) -> &'static str {
         self.shared.name
-    }
-
-    #[inline]
-    fn classify(&self) -> &ByResult {
-        &ByResult
-    }
-
-    #[inline]
-    fn again(&self) -> &Unrepeated {
-        &Unrepeated::ONCE
-    }
-
-    #[inline]
-    fn hold(&self) -> &UntilHeaders {
-        &UntilHeaders::HERE
     }
 
     #[inline]

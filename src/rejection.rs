@@ -237,6 +237,12 @@ impl Rejection {
         Self { name, retry_after, figures: Figures::new(measured, threshold), rule }
     }
 
+    /// By a deadline of somebody else's, of whom nobody knows how long it was.
+    #[inline]
+    pub(crate) fn too_late(name: &'static str) -> Self {
+        Self::new(name, Rule::Deadline, f32::NAN, f32::NAN)
+    }
+
     /// By a policy that would have to wait, or to ask again.
     #[inline]
     pub(crate) fn draining(name: &'static str) -> Self {

@@ -5,11 +5,11 @@
 //! the one registration. If the answer and the end of the time meet in one poll, the answer wins. On
 //! time-out the inner future is dropped before the error is returned: that is how it is cancelled.
 
-use std::{convert::Infallible, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
 use crate::{
-    ByResult, Error, Reject,
-    call::{Given, Guard, Guarded, Holds, Inline, Never, Parts, ResponseFuture, UntilHeaders},
+    Error, Reject,
+    call::{Given, Guard, Guarded, Inline, Never, Parts, ResponseFuture, plain},
 };
 
 /// A time that one attempt may take, waiting in the layers below included. A handle, not itself a layer:
@@ -88,30 +88,13 @@ impl Timeout {
 }
 
 impl Parts for Timeout {
-    type Classify = ByResult;
-    type Again = Never;
-    type Hold = UntilHeaders;
-    type Seat<F, H: Holds> = Infallible;
+    plain!(Never: Never);
+
     const TAKES: bool = false;
 
     #[inline]
     fn name(&self) -> &'static str {
         self.name
-    }
-
-    #[inline]
-    fn classify(&self) -> &ByResult {
-        &ByResult
-    }
-
-    #[inline]
-    fn again(&self) -> &Never {
-        &Never
-    }
-
-    #[inline]
-    fn hold(&self) -> &UntilHeaders {
-        &UntilHeaders::HERE
     }
 
     #[inline]

@@ -165,10 +165,8 @@ where
     }
 
     fn can_overlap(&self, parts: &P) -> bool {
-        let again = parts.again();
-        self.req.as_ref().is_some_and(|copy| {
-            Again::<S, Req>::may_send(again, copy, true) && Again::<S, Req>::may_overlap(again, copy)
-        })
+        let overlaps = |copy| Again::<S, Req>::may_overlap(parts.again(), copy);
+        self.can_go_on(parts, true) && self.req.as_ref().is_some_and(overlaps)
     }
 
     fn leave(&mut self, _: &P) {

@@ -394,8 +394,7 @@ impl Claims {
         if self.armed {
             return None;
         }
-        let time = parts.timeout();
-        let wait = self.arm_for(parts, time, P::SCOPED || time.is_some(), Limit::Attempt);
+        let wait = self.arm_beside(parts);
         if let (Some(limit), Some(started)) = (parts.limit(), self.started) {
             limit.pending(started);
         }
@@ -419,11 +418,13 @@ impl Claims {
     }
 
     /// As [`arm`](Self::arm), for an attempt beside the first: that a call which is alone is slow is no silence.
-    pub(super) fn arm_beside<P: Parts>(&mut self, parts: &P) {
-        if !self.armed {
-            let time = parts.timeout();
-            self.arm_for(parts, time, P::SCOPED || time.is_some(), Limit::Attempt);
+    #[inline]
+    pub(super) fn arm_beside<P: Parts>(&mut self, parts: &P) -> Option<Wait> {
+        if self.armed {
+            return None;
         }
+        let time = parts.timeout();
+        self.arm_for(parts, time, P::SCOPED || time.is_some(), Limit::Attempt)
     }
 
     /// Whether what was waited for is no end.
@@ -560,9 +561,7 @@ impl Claims {
     /// Another attempt of the call was faster, which says nothing of this one but how long it has taken.
     #[cold]
     pub(super) fn lose<P: Parts>(&mut self, parts: &P) {
-        let verdict = cut_off_verdict(parts.breaker().filter(|_| self.owing), self.started);
-        self.release(parts, Ended::Unknown);
-        self.tell(parts, verdict);
+        self.give_up(parts, Ended::Unknown);
     }
 
     /// The attempt was answered, and lasts on.
@@ -583,9 +582,13 @@ impl Claims {
     /// The attempt was dropped or cut off: a failure if it has outrun the slow threshold, else neutral.
     #[cold]
     pub(super) fn settle_cut_off<P: Parts>(&mut self, parts: &P) {
-        let breaker = parts.breaker().filter(|_| self.owing);
-        let verdict = cut_off_verdict(breaker, self.started);
-        self.release(parts, Ended::GivenUp);
+        self.give_up(parts, Ended::GivenUp);
+    }
+
+    /// By the cancel rule.
+    fn give_up<P: Parts>(&mut self, parts: &P, ended: Ended) {
+        let verdict = cut_off_verdict(parts.breaker().filter(|_| self.owing), self.started);
+        self.release(parts, ended);
         self.tell(parts, verdict);
     }
 
@@ -846,6 +849,5 @@ pub(super) fn out_of_time(parts: &impl Parts) -> Rejection {
 
 #[cold]
 fn deadline_exceeded(name: &'static str, own: Option<Duration>) -> Rejection {
-    let own = own.map_or(f32::NAN, |own| own.as_secs_f32());
-    Rejection::new(name, Rule::Deadline, f32::NAN, own)
+    own.map_or(Rejection::too_late(name), |own| Rejection::new(name, Rule::Deadline, f32::NAN, own.as_secs_f32()))
 }

@@ -131,6 +131,32 @@ pub trait Parts {
     }
 }
 
+/// Within an `impl Parts`: judges by `Ok` and `Err`, sends once, and is over with the response.
+macro_rules! plain {
+    ($again:ty: $value:expr) => {
+        type Classify = $crate::ByResult;
+        type Again = $again;
+        type Hold = $crate::UntilHeaders;
+        type Seat<F, H: $crate::call::Holds> = std::convert::Infallible;
+
+        #[inline]
+        fn classify(&self) -> &$crate::ByResult {
+            &$crate::ByResult
+        }
+
+        #[inline]
+        fn again(&self) -> &$again {
+            &$value
+        }
+
+        #[inline]
+        fn hold(&self) -> &$crate::UntilHeaders {
+            &$crate::UntilHeaders::HERE
+        }
+    };
+}
+pub(crate) use plain;
+
 /// Something through which a future reaches its parts.
 pub trait Holds: Sized {
     /// The parts.

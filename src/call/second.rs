@@ -152,12 +152,9 @@ pub(super) fn succeed<F, H: Holds>(
     slot: Pin<&mut Slot<SeatOf<F, H>>>,
 ) {
     if let Some(second) = slot.second().map(Seat::second) {
-        let mut second = second.project();
+        let second = second.project();
         std::mem::swap(claims, &mut second.core.claims);
-        second.timer.set(Slot::Empty);
-        if let Some(wait) = claims.arm_again(parts) {
-            second.timer.arm(wait);
-        }
+        second.timer.rearm(claims.arm_again(parts));
         state.set(State::Seconded);
     }
 }
@@ -192,15 +189,11 @@ where
                 if claims.is_to_hedge() {
                     let second = Second::admit(claims, held, this.attempts);
                     let wait = claims.arm_again(parts);
-                    match (second, wait) {
-                        (Some(mut second), wait) => {
-                            if let Some(wait) = wait {
-                                second.as_mut().project().timer.arm(wait);
-                            }
-                            this.slot.set(Seat::new(second).map_or(Slot::Empty, Slot::Second));
-                        }
-                        (None, Some(wait)) => this.slot.arm(wait),
-                        (None, None) => this.slot.set(Slot::Empty),
+                    if let Some(mut second) = second {
+                        second.as_mut().project().timer.rearm(wait);
+                        this.slot.set(Seat::new(second).map_or(Slot::Empty, Slot::Second));
+                    } else {
+                        this.slot.rearm(wait);
                     }
                     continue;
                 }

@@ -44,6 +44,14 @@ impl<S> Slot<S> {
         self.set(if until <= now { Slot::Due } else { Slot::Timer { sleep: sleep_until(until) } });
     }
 
+    /// For this, and for nothing that was waited for before.
+    pub(super) fn rearm(mut self: Pin<&mut Self>, wait: Option<Wait>) {
+        match wait {
+            Some(wait) => self.arm(wait),
+            None => self.set(Slot::Empty),
+        }
+    }
+
     /// As [`poll_elapsed`](Self::poll_elapsed), for what is armed first if there is something to wait for.
     #[inline]
     pub(super) fn poll_armed(mut self: Pin<&mut Self>, wait: Option<Wait>, cx: &mut Context<'_>) -> Poll<()> {

@@ -1,7 +1,6 @@
 //! The handle, its permits and its layer.
 
 use std::{
-    convert::Infallible,
     fmt,
     future::{Future, poll_fn},
     ops::Deref,
@@ -13,8 +12,8 @@ use tokio::time::timeout_at;
 
 use super::{Asks, ConcurrencyLimitBuilder, Queued, Shared, Turn};
 use crate::{
-    ByResult, Deadline, Error, Reject, Rejection, Rule,
-    call::{Given, Guard, Guarded, Holds, Inline, Parts, ResponseFuture, Unrepeated, UntilHeaders},
+    Deadline, Error, Reject, Rejection, Rule,
+    call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, plain},
     clock::{after, now},
     spread::Spread,
 };
@@ -123,7 +122,7 @@ impl ConcurrencyLimit {
     fn gave_up(&self, by_deadline: bool, waited: f32) -> Rejection {
         let name = self.shared.name();
         if by_deadline {
-            Rejection::new(name, Rule::Deadline, f32::NAN, f32::NAN)
+            Rejection::too_late(name)
         } else {
             let longest = self.shared.max_wait().map_or(f32::NAN, |wait| wait.as_secs_f32());
             Rejection::new(name, Rule::MaxWait, waited, longest)
@@ -224,29 +223,11 @@ pub struct LimitParts<L> {
 }
 
 impl<L: Deref<Target = Shared>> Parts for LimitParts<L> {
-    type Classify = ByResult;
-    type Again = Unrepeated;
-    type Hold = UntilHeaders;
-    type Seat<F, H: Holds> = Infallible;
+    plain!(Unrepeated: Unrepeated::ONCE);
 
     #[inline]
     fn name(&self) -> &'static str {
         self.limit.name()
-    }
-
-    #[inline]
-    fn classify(&self) -> &ByResult {
-        &ByResult
-    }
-
-    #[inline]
-    fn again(&self) -> &Unrepeated {
-        &Unrepeated::ONCE
-    }
-
-    #[inline]
-    fn hold(&self) -> &UntilHeaders {
-        &UntilHeaders::HERE
     }
 
     #[inline]

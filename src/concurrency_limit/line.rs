@@ -153,10 +153,8 @@ impl Line {
 
     /// The last of the lowest priority gives up its place: its waker, to wake outside of the lock.
     pub(super) fn evict(&mut self) -> Option<Waker> {
-        let (index, waiter) = self.queue.unlink_back()?;
-        let standing = std::mem::replace(&mut waiter.standing, Standing::Refused(Refusal::Evicted));
-        self.relieve(index);
-        standing.waker()
+        let (index, _) = self.queue.unlink_back()?;
+        self.settle(index, Standing::Refused(Refusal::Evicted))
     }
 
     /// It is polled: from now on it knows when it is too late.
@@ -185,7 +183,7 @@ impl Line {
     /// The next gets its permit; its waker, to wake outside of the lock.
     pub(super) fn grant(&mut self, now: u64) -> Option<Waker> {
         self.goes(now);
-        let (index, waiter) = if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
+        let (index, _) = if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
             // Whoever came last can wait for it the longest, and nobody is sent again and again while others wait.
             self.queue.unlink_least(|waiter| (Reverse(waiter.priority), waiter.attempts))
         } else if !self.is_stale(now) {
@@ -195,9 +193,14 @@ impl Line {
         } else {
             self.queue.unlink_least(|waiter| Reverse(waiter.priority))
         }?;
-        let standing = std::mem::replace(&mut waiter.standing, Standing::Granted);
+        self.settle(index, Standing::Granted)
+    }
+
+    /// Whoever was just taken out stands so from now on: its waker, if it waited with one.
+    fn settle(&mut self, index: u32, standing: Standing) -> Option<Waker> {
         self.relieve(index);
-        standing.waker()
+        let waiter = self.queue.get_mut(index)?;
+        std::mem::replace(&mut waiter.standing, standing).waker()
     }
 
     /// Whether the newest go first, as those before them have waited for so long that they may be gone.
@@ -229,10 +232,8 @@ impl Line {
     }
 
     fn refuse_first(&mut self, why: Refusal) -> Option<Option<Waker>> {
-        let (index, waiter) = self.queue.unlink_front()?;
-        let standing = std::mem::replace(&mut waiter.standing, Standing::Refused(why));
-        self.relieve(index);
-        Some(standing.waker())
+        let (index, _) = self.queue.unlink_front()?;
+        Some(self.settle(index, Standing::Refused(why)))
     }
 
     /// Takes out the first, if it has too little time left: its waker, to wake outside of the lock.
@@ -271,25 +272,22 @@ impl Line {
     /// While the gate is shut one looks out for all.
     fn looks_out(&mut self, number: u32, now: u64) -> Option<u64> {
         self.relieve(number);
-        let Gate::Shut(until) = self.regulator.as_ref()?.gate(now) else { return None };
-        if self.is_watched(now, until) {
-            return None;
-        }
+        let until = self.opens_unseen(now)?;
         self.lookout = Some((number, until));
         Some(until)
     }
 
-    /// Whether somebody looks out who will look in time; whose time has come may have looked, and found no room.
-    fn is_watched(&self, now: u64, until: u64) -> bool {
-        self.lookout.is_some_and(|(_, at)| now < at && at <= until)
+    /// When the gate opens, if it is shut and nobody looks out who will look in time; whose time has come may have looked, and found
+    /// no room.
+    fn opens_unseen(&self, now: u64) -> Option<u64> {
+        let Gate::Shut(until) = self.regulator.as_ref()?.gate(now) else { return None };
+        let is_watched = self.lookout.is_some_and(|(_, at)| now < at && at <= until);
+        (!is_watched).then_some(until)
     }
 
     /// Nobody can go now. Whoever is to look out for when that changes, if nobody does yet: its waker.
     pub(super) fn needs_lookout(&mut self, now: u64) -> Option<Waker> {
-        let Gate::Shut(until) = self.regulator.as_ref()?.gate(now) else { return None };
-        if self.is_watched(now, until) {
-            return None;
-        }
+        self.opens_unseen(now)?;
         // Whoever was never polled hears nothing.
         let mut waker = None;
         self.queue.for_each(|waiter| {

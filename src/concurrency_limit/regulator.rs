@@ -8,7 +8,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::limits::{Limit, Recent, Sample};
-use crate::{Verdict, clock::nanos};
+use crate::{
+    Verdict,
+    clock::{self, nanos},
+};
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,7 +325,7 @@ impl Regulator {
 
 /// As nanoseconds, saturating.
 fn seconds(time: f64) -> u64 {
-    nanos(Duration::try_from_secs_f64(time.max(0.0)).unwrap_or(Duration::MAX))
+    nanos(clock::seconds(time))
 }
 
 #[cfg(all(test, not(buttress_loom)))]

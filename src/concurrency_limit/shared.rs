@@ -476,7 +476,7 @@ impl Shared {
     fn refused(&self, why: Refusal) -> Rejection {
         let seconds = |nanos| Duration::from_nanos(nanos).as_secs_f32();
         match why {
-            Refusal::Late { left: 0, .. } => Rejection::new(self.name, Rule::Deadline, f32::NAN, f32::NAN),
+            Refusal::Late { left: 0, .. } => Rejection::too_late(self.name),
             Refusal::Late { left, least } => Rejection::new(self.name, Rule::TooLate, seconds(left), seconds(least)),
             Refusal::Stood { waited, most } => {
                 Rejection::new(self.name, Rule::QueueStands, seconds(waited), seconds(most))
@@ -524,23 +524,16 @@ impl Shared {
         loop {
             let now = self.nanos();
             let mut line = self.lock();
-            if let Some(waker) = line.refuse_late(now) {
+            let max = line.room(now, self.max_in_flight.load(Relaxed));
+            // While somebody waits, nobody takes a permit but under the lock: whoever is spared here is granted below.
+            let has_room = in_flight(self.word.0.load(Relaxed)) < max;
+            let refused = line.refuse_late(now).or_else(|| has_room.then(|| line.refuse_stood(now))?);
+            if let Some(waker) = refused {
                 self.word.0.fetch_sub(WAITING, Relaxed);
                 self.note_lowest(&line);
                 drop(line);
                 wake(waker);
                 continue;
-            }
-            let max = line.room(now, self.max_in_flight.load(Relaxed));
-            // While somebody waits, nobody takes a permit but under the lock: whoever is spared here is granted below.
-            if in_flight(self.word.0.load(Relaxed)) < max {
-                if let Some(waker) = line.refuse_stood(now) {
-                    self.word.0.fetch_sub(WAITING, Relaxed);
-                    self.note_lowest(&line);
-                    drop(line);
-                    wake(waker);
-                    continue;
-                }
             }
             // Acquire: what those wrote who made room. The lock hands it on to whoever is granted.
             let granted = self.word.0.fetch_update(Acquire, Relaxed, |word| {

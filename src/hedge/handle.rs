@@ -8,6 +8,7 @@ use super::{HedgeBuilder, quantile::Quantile};
 use crate::{
     Error, Reject,
     call::{Beside, Calls, Guard, Guarded, Holds, Inline, Parts, Repeating, ResponseFuture, UntilHeaders},
+    clock::seconds,
     kind::{Cloned, Kind, Plain},
     lift::LiftFuture,
     retry::Budget,
@@ -157,8 +158,7 @@ impl Hedge {
             Delay::Fixed(delay) => Some(delay),
             Delay::Percentile { times, .. } => {
                 let usual = Quantile::from_word(self.shared.learned.load(Relaxed)).get()?;
-                let delay =
-                    Duration::try_from_secs_f64(usual.as_secs_f64() * f64::from(times)).unwrap_or(Duration::MAX);
+                let delay = seconds(usual.as_secs_f64() * f64::from(times));
                 Some(delay.max(self.shared.settings.min_delay))
             }
         }

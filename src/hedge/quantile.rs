@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::clock::seconds;
+
 /// Below this many samples nothing is known.
 const ENOUGH: u32 = 20;
 
@@ -49,7 +51,7 @@ impl Quantile {
 
     /// `None` while too little is known.
     pub(super) fn get(self) -> Option<Duration> {
-        (self.count >= ENOUGH).then(|| Duration::try_from_secs_f32(self.estimate).unwrap_or(Duration::MAX))
+        (self.count >= ENOUGH).then(|| seconds(self.estimate.into()))
     }
 }
 

@@ -198,22 +198,27 @@ async fn the_budget_bounds_the_hedges_and_is_shared_with_retries_through_nested_
     assert_eq!(budget.balance(), 0);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_budget_of_its_own_is_a_tenth_of_the_calls() {
-    let hedge = after(ms(1));
+/// How many hedges are sent beside so many calls, one after the other, that take so long.
+async fn hedges_of(hedge: &Hedge, calls: usize, each: Duration) -> usize {
     let asked = Counts::default();
-    for _ in 0..1_000 {
+    for _ in 0..calls {
         let call = hedge.call(|| {
             let running = asked.enter();
             async move {
                 let _running = running;
-                sleep(ms(2)).await;
+                sleep(each).await;
                 Ok::<_, ()>(())
             }
         });
         call.await.unwrap();
     }
-    let hedges = asked.calls() - 1_000;
+    asked.calls() - calls
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_of_its_own_is_a_tenth_of_the_calls() {
+    let hedge = after(ms(1));
+    let hedges = hedges_of(&hedge, 1_000, ms(2)).await;
     assert!((95..=110).contains(&hedges), "{hedges}");
 }
 
@@ -537,19 +542,7 @@ async fn a_hedge_goes_on_if_a_layer_below_cuts_the_first_off() {
 async fn a_budget_that_is_given_is_paid_into() {
     let budget = Budget::builder().ratio(0.5).min_per_second(0).build().unwrap();
     let hedge = Hedge::after(ms(5)).budget(budget).build().unwrap();
-    let asked = Counts::default();
-    for _ in 0..500 {
-        let call = hedge.call(|| {
-            let running = asked.enter();
-            async move {
-                let _running = running;
-                sleep(ms(10)).await;
-                Ok::<_, ()>(())
-            }
-        });
-        call.await.unwrap();
-    }
-    let hedges = asked.calls() - 500;
+    let hedges = hedges_of(&hedge, 500, ms(10)).await;
     assert!((200..=250).contains(&hedges), "{hedges}");
 }
 

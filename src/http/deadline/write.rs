@@ -13,7 +13,7 @@ use pin_project::pin_project;
 use tower::{Layer, Service};
 
 use super::{GRPC_TIMEOUT, HasHeaders, format_grpc, format_millis, parse_grpc, parse_millis, shortest};
-use crate::{Deadline, Outcome, Reject, Rejection, Rule, call::send};
+use crate::{Deadline, Outcome, Reject, Rejection, call::send};
 
 /// For clients: tells the server how much time is left, as the [current](Deadline::current) deadline has it.
 ///
@@ -179,17 +179,13 @@ where
             if left.is_zero() {
                 // The readiness that was reserved below is given back.
                 self.inner = self.inner.clone();
-                too_late(name).log();
+                Rejection::too_late(name).log();
                 return WriteDeadlineFuture { state: State::TooLate, name };
             }
             self.write.write(req.headers_mut(), left);
         }
         WriteDeadlineFuture { state: State::Running { inner: self.inner.call(req), deadline }, name }
     }
-}
-
-fn too_late(name: &'static str) -> Rejection {
-    Rejection::new(name, Rule::Deadline, f32::NAN, f32::NAN)
 }
 
 /// The future of [`WriteDeadlineService`]. Cancel safe if the service's is: dropping it drops the call.
@@ -226,12 +222,12 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let StateProj::Running { inner, deadline } = this.state.project() else {
-            return Poll::Ready(E::reject(too_late(this.name)));
+            return Poll::Ready(E::reject(Rejection::too_late(this.name)));
         };
         let outcome = ready!(inner.poll(cx));
         let is_over = |deadline: &Deadline| deadline.remaining() < SAME_MOMENT;
         let timed_out = matches!(E::inspect(&outcome), Outcome::Err(_)) && deadline.as_ref().is_some_and(is_over);
-        Poll::Ready(if timed_out { E::reject(too_late(this.name)) } else { outcome })
+        Poll::Ready(if timed_out { E::reject(Rejection::too_late(this.name)) } else { outcome })
     }
 }
 
