@@ -230,11 +230,12 @@ impl Shared {
         let waiting = waiting(self.word.0.load(Relaxed));
         // Refusing takes no lock.
         let is_full = waiting >= self.max_queue && (waiting > 0 || !self.is_adaptive());
-        if is_full && self.timed.is_some() && self.outranks_somebody() {
+        let evicts = is_full && self.outranks_somebody();
+        if evicts && self.timed.is_some() {
             // There may be room by now, or somebody who is too late: nobody gives up a place for nothing.
             self.grant();
         }
-        if !is_full || self.outranks_somebody() {
+        if !is_full || evicts {
             if let Some(turn) = self.wait_in_line(asks, self.max_queue) {
                 return Ok(turn);
             }

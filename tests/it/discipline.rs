@@ -5,7 +5,7 @@
 use std::{future::pending, sync::Arc, time::Duration};
 
 use buttress::{
-    ConcurrencyLimit, ConcurrencyLimitBuilder, Error, Policy, Priority, Retry, Rule,
+    ConcurrencyLimit, ConcurrencyLimitBuilder, Deadline, Error, Policy, Priority, Retry, Rule,
     concurrency_limit::{Discipline, Permit},
     priority::PriorityLayer,
     retry::current_attempt,
@@ -293,4 +293,20 @@ async fn an_adaptive_limit_evicts_as_any_other() {
     assert_eq!(low.await.unwrap_err().rejection().map(|no| no.rule()), Some(Rule::QueueFull));
     first.abort();
     assert_eq!(timeout(secs(5), high).await.unwrap().unwrap(), 2);
+}
+
+// The queue is full of somebody who is too late and was not polled since: the place is free for whoever comes.
+#[tokio::test(start_paused = true)]
+async fn a_place_that_somebody_held_for_too_long_is_had_by_who_outranks_him() {
+    let limit = limit(Discipline::Deadline, 1);
+    let held = limit.acquire().await.unwrap();
+    let mut low = Box::pin(Deadline::after(ms(10)).scope(Priority::SHEDDABLE.scope(limit.acquire())));
+    assert!(futures_util::poll!(&mut low).is_pending());
+    tokio::time::advance(ms(20)).await;
+    let mut high = Box::pin(limit.acquire());
+    assert!(futures_util::poll!(&mut high).is_pending(), "it waits in his place");
+    assert_eq!(limit.waiting(), 1);
+    drop(held);
+    drop(high.await.unwrap());
+    assert_eq!(low.await.unwrap_err().rule(), Rule::Deadline);
 }
