@@ -120,6 +120,8 @@ pub mod keyed;
 mod kind;
 pub mod lag;
 mod lift;
+pub mod mark;
+pub mod partition;
 pub mod policy;
 pub mod priority;
 mod queue;
@@ -150,6 +152,7 @@ pub use crate::{
     kind::{Cloned, Kind, Plain},
     lag::{LagGuard, LagGuardBuilder, LagGuardLayer, LagGuardService},
     lift::{Lift, LiftFuture, LiftLayer},
+    partition::Partition,
     policy::{Policy, PolicyBuilder, PolicyLayer, PolicyService},
     priority::Priority,
     rejection::{Error, Outcome, Reason, Reject, Rejection, Rule},

@@ -102,6 +102,18 @@ impl<T> Queue<T> {
         self.unlink_one(self.tail)
     }
 
+    /// Takes the first out of the line that is `wanted`; it stays a member.
+    pub(crate) fn unlink_first(&mut self, wanted: impl Fn(&T) -> bool) -> Option<(u32, &mut T)> {
+        let mut index = self.head;
+        while let Some(node) = self.nodes.get(index as usize) {
+            if node.value.as_ref().is_some_and(&wanted) {
+                break;
+            }
+            index = node.next;
+        }
+        self.unlink_one(index)
+    }
+
     /// Takes that out of the line of which `key` is the least, and among equals the last; it stays a member.
     pub(crate) fn unlink_least<K: Ord>(&mut self, key: impl Fn(&T) -> K) -> Option<(u32, &mut T)> {
         let (mut index, mut least) = (self.tail, None);

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Asks, Breaker, Ended, Holds, Parts, Queued, Took, Turn, slot::Wait};
+use super::{Asks, Breaker, ConcurrencyLimit, Ended, Holds, Parts, Queued, Share, Took, Turn, slot::Wait};
 use crate::{
     Reason, Rejection, Rule, Verdict,
     clock::{after, nanos, now},
@@ -26,16 +26,28 @@ struct Place(u32);
 
 impl Place {
     const NONE: Place = Place(u32::MAX);
+    /// With a permit that is of nobody's share; those of shares are below it.
     const HELD: Place = Place(u32::MAX - 1);
+    const LEAST_HELD: u32 = Self::HELD.0 - Share::MOST as u32;
     /// Numbers of the queue are below it, those of sleepers above.
     const ASLEEP: u32 = 1 << 31;
+
+    fn held(share: Share) -> Self {
+        Place(Self::HELD.0 - share.number())
+    }
+
+    /// Whose permit it has, if it has one.
+    fn share(self) -> Option<Share> {
+        let holds = (Self::LEAST_HELD..=Self::HELD.0).contains(&self.0);
+        holds.then(|| Share::of(Self::HELD.0 - self.0))
+    }
 
     fn asleep(ticket: u32) -> Self {
         Place(ticket | Self::ASLEEP)
     }
 
     fn sleeper(self) -> Option<u32> {
-        let asleep = self.0 & Self::ASLEEP != 0 && self != Self::NONE && self != Self::HELD;
+        let asleep = (Self::ASLEEP..Self::LEAST_HELD).contains(&self.0);
         asleep.then_some(self.0 & !Self::ASLEEP)
     }
 }
@@ -175,8 +187,8 @@ impl Claims {
             asks.deadline = self.bound::<P>().start(now());
         }
         match limit.enqueue(asks) {
-            Ok(Turn::Now) => {
-                self.place = Place::HELD;
+            Ok(Turn::Now(share)) => {
+                self.place = Place::held(share);
                 Ok(Entry::Admitted)
             }
             Ok(Turn::Later(ticket)) => {
@@ -220,7 +232,7 @@ impl Claims {
         if let Some(limit) = parts.limit() {
             let deadline = if limit.is_timed() { self.deadline::<P>(now()) } else { None };
             match limit.poll_queued(self.place.0, deadline, cx) {
-                Queued::Granted => self.place = Place::HELD,
+                Queued::Granted(share) => self.place = Place::held(share),
                 Queued::Waits(again) => return Err(again),
                 Queued::Refused(rejection) => {
                     self.place = Place::NONE;
@@ -632,12 +644,22 @@ impl Claims {
         if let Some(limit) = parts.limit() {
             match std::mem::replace(&mut self.place, Place::NONE) {
                 Place::HELD if limit.listens(self.started.is_some(), ended) => {
-                    limit.release_after(ended, self.took::<P>());
+                    limit.release_after(Share::NONE, ended, self.took::<P>());
                 }
                 Place::HELD => limit.release(),
                 Place::NONE => {}
-                Place(ticket) => limit.leave_queue(ticket),
+                other => self.yield_place::<P>(limit, other, ended),
             }
+        }
+    }
+
+    /// Gives back the permit of a share, or a place in the queue.
+    #[cold]
+    fn yield_place<P: Parts>(&self, limit: &ConcurrencyLimit, place: Place, ended: Ended) {
+        match place.share() {
+            Some(share) if limit.is_adaptive() => limit.release_after(share, ended, self.took::<P>()),
+            Some(share) => limit.release_of(share),
+            None => limit.leave_queue(place.0),
         }
     }
 

@@ -40,7 +40,7 @@ pub use second::{Beside, Seat};
 
 use crate::{
     circuit_breaker::Shared as Breaker,
-    concurrency_limit::{Asks, Ended, Queued, Shared as Limit, Took, Turn},
+    concurrency_limit::{Asks, Ended, Queued, Share, Shared as ConcurrencyLimit, Took, Turn},
     hedge::Hedge,
     lag::LagGuard,
     retry::Retry,
@@ -100,7 +100,7 @@ pub trait Parts {
 
     /// How many may be in flight.
     #[inline]
-    fn limit(&self) -> Option<&Limit> {
+    fn limit(&self) -> Option<&ConcurrencyLimit> {
         None
     }
 

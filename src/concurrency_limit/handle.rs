@@ -10,9 +10,9 @@ use std::{
 
 use tokio::time::timeout_at;
 
-use super::{Asks, ConcurrencyLimitBuilder, Queued, Shared, Turn};
+use super::{Asks, ConcurrencyLimitBuilder, Queued, Share, Shared, Turn};
 use crate::{
-    Deadline, Error, Reject, Rejection, Rule,
+    Deadline, Error, Partition, Reject, Rejection, Rule,
     call::{Given, Guard, Guarded, Inline, Parts, ResponseFuture, Unrepeated, plain},
     clock::{after, now},
     spread::Spread,
@@ -85,22 +85,22 @@ impl ConcurrencyLimit {
     /// # Panics
     /// If it must wait with an end in sight outside of a tokio runtime with its timers enabled.
     pub async fn acquire(&self) -> Result<Permit, Rejection> {
-        if self.shared.try_now() {
-            return Ok(self.permit());
+        if let Some(share) = self.shared.try_now() {
+            return Ok(self.permit(share));
         }
         let deadline = Deadline::current().map(Deadline::instant);
         let asks = Asks { deadline, attempts: 0 };
-        let Turn::Later(ticket) = self.shared.enqueue(asks).inspect_err(Rejection::log)? else {
-            return Ok(self.permit());
+        let ticket = match self.shared.enqueue(asks).inspect_err(Rejection::log)? {
+            Turn::Now(share) => return Ok(self.permit(share)),
+            Turn::Later(ticket) => ticket as u32,
         };
-        let ticket = ticket as u32;
         let mut place = Place { shared: &self.shared, ticket: Some(ticket) };
         let began = now();
         let longest = self.shared.max_wait().map(|wait| after(began, wait));
         let end = deadline.into_iter().chain(longest).min();
         let granted = loop {
             let again = match poll_fn(|cx| Poll::Ready(self.shared.poll_queued(ticket, deadline, cx))).await {
-                Queued::Granted => break Ok(()),
+                Queued::Granted(share) => break Ok(share),
                 Queued::Refused(rejection) => break Err(rejection),
                 Queued::Waits(again) => again,
             };
@@ -116,7 +116,7 @@ impl ConcurrencyLimit {
         };
         // The place is given up, granted or not.
         place.ticket = None;
-        granted.inspect_err(Rejection::log).map(|()| self.permit())
+        granted.inspect_err(Rejection::log).map(|share| self.permit(share))
     }
 
     fn gave_up(&self, by_deadline: bool, waited: f32) -> Rejection {
@@ -134,14 +134,14 @@ impl ConcurrencyLimit {
     /// # Errors
     /// The rejection.
     pub fn try_acquire(&self) -> Result<Permit, Rejection> {
-        if self.shared.try_now() {
-            return Ok(self.permit());
+        if let Some(share) = self.shared.try_now() {
+            return Ok(self.permit(share));
         }
         Err(self.shared.limit_reached()).inspect_err(Rejection::log)
     }
 
-    fn permit(&self) -> Permit {
-        Permit { shared: Arc::clone(&self.shared) }
+    fn permit(&self, share: Share) -> Permit {
+        Permit { shared: Arc::clone(&self.shared), share }
     }
 
     /// Changes how many may be in flight, from now on: upwards admits those who wait, downwards lets those in flight
@@ -160,6 +160,12 @@ impl ConcurrencyLimit {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight()
+    }
+
+    /// How many of them are of that partition. Zero if it has no share of this limit.
+    #[must_use]
+    pub fn in_flight_of(&self, partition: Partition) -> usize {
+        self.shared.in_flight_of(partition)
     }
 
     /// How many wait.
@@ -208,11 +214,12 @@ impl Drop for Place<'_> {
 #[must_use = "a permit that is dropped at once limits nothing"]
 pub struct Permit {
     shared: Arc<Shared>,
+    share: Share,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.shared.release();
+        self.shared.release_of(self.share);
     }
 }
 

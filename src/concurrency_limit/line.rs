@@ -7,6 +7,7 @@ use std::{cmp::Reverse, task::Waker, time::Duration};
 use super::{
     codel::Codel,
     regulator::{Gate, Regulator},
+    shares::{Share, Shares},
 };
 use crate::{Priority, clock::nanos, queue::Queue};
 
@@ -55,7 +56,10 @@ impl Discipline {
 pub(super) struct Line {
     queue: Queue<Waiter>,
     discipline: Discipline,
+    /// How many may be in flight, if nobody finds that.
+    most: u32,
     pub(super) regulator: Option<Regulator>,
+    pub(super) shares: Shares,
     codel: Option<Codel>,
     /// Since when somebody waits.
     waits_since: u64,
@@ -73,6 +77,7 @@ struct Waiter {
     /// How often it was sent before.
     attempts: u32,
     priority: Priority,
+    share: Share,
 }
 
 #[derive(Debug)]
@@ -98,7 +103,7 @@ pub(super) enum Refusal {
 
 /// What a poll finds.
 pub(super) enum Found {
-    Granted,
+    Granted(Share),
     Refused(Refusal),
     /// It goes on waiting, and looks again by itself then.
     Waits(Option<u64>),
@@ -109,17 +114,40 @@ const PATIENT: u64 = 10_000_000_000;
 const LONG: u64 = 100_000_000;
 
 impl Line {
-    pub(super) fn new(discipline: Discipline, regulator: Option<Regulator>) -> Self {
+    pub(super) fn new(discipline: Discipline, regulator: Option<Regulator>, shares: Shares) -> Self {
         let codel = match discipline {
             Discipline::Codel { target, interval } => Some(Codel::new(target, interval)),
             _ => None,
         };
-        Self { discipline, regulator, codel, ..Self::default() }
+        Self { discipline, regulator, shares, codel, ..Self::default() }
     }
 
     /// Whether time matters to it.
     pub(super) fn is_timed(&self) -> bool {
         self.regulator.is_some() || self.discipline != Discipline::Fifo
+    }
+
+    /// How far it may go. Zero: nowhere, until it may again.
+    pub(super) fn bound(&mut self, max: u32) {
+        self.most = max;
+        if let Some(regulator) = &mut self.regulator {
+            regulator.bound(max.into());
+        }
+    }
+
+    /// How many may be in flight while nothing is held back.
+    pub(super) fn calls(&self) -> u32 {
+        self.regulator.as_ref().map_or(self.most, Regulator::calls)
+    }
+
+    /// How many may be in flight for all who ask no further.
+    pub(super) fn unasked(&self) -> u32 {
+        if self.shares.is_empty() { self.regulator.as_ref().map_or(self.most, Regulator::unasked) } else { 0 }
+    }
+
+    /// Whether it holds nothing back.
+    pub(super) fn is_settled(&self) -> bool {
+        self.regulator.as_ref().is_none_or(|regulator| regulator.unasked() > 0)
     }
 
     /// A call came that was never sent before.
@@ -130,13 +158,21 @@ impl Line {
     }
 
     /// To the end of those of its priority, or to where its deadline puts it among them; its number.
-    pub(super) fn join(&mut self, now: u64, deadline: Option<u64>, attempts: u32, priority: Priority) -> u32 {
+    pub(super) fn join(
+        &mut self,
+        now: u64,
+        deadline: Option<u64>,
+        attempts: u32,
+        priority: Priority,
+        share: Share,
+    ) -> u32 {
         if self.queue.front().is_none() {
             self.waits_since = now;
             self.codel.iter_mut().for_each(Codel::is_empty);
         }
         let standing = Standing::Waiting(None);
-        let waiter = Waiter { standing, since: now, deadline, polled: false, attempts, priority };
+        let waiter = Waiter { standing, since: now, deadline, polled: false, attempts, priority, share };
+        self.shares.joined(share);
         let until = match self.discipline {
             Discipline::Deadline => waiter.until(),
             _ => u64::MAX,
@@ -165,25 +201,28 @@ impl Line {
     }
 
     /// How many may be in flight for one more to go.
-    pub(super) fn room(&self, now: u64, most: u32) -> u32 {
+    pub(super) fn room(&self, now: u64) -> u32 {
         match self.regulator.as_ref().map(|regulator| regulator.gate(now)) {
-            None => most,
+            None => self.most,
             Some(Gate::Open(most) | Gate::Probe(most)) => most,
             Some(Gate::Shut(_)) => 0,
         }
     }
 
     /// One goes.
-    pub(super) fn goes(&mut self, now: u64) {
+    pub(super) fn goes(&mut self, now: u64, share: Share) {
+        self.shares.took(share);
         if let Some(regulator) = &mut self.regulator {
             regulator.went(now);
         }
     }
 
-    /// The next gets its permit; its waker, to wake outside of the lock.
-    pub(super) fn grant(&mut self, now: u64) -> Option<Waker> {
-        self.goes(now);
-        let (index, _) = if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
+    /// The next gets its permit, where there is only room for those who are owed it of so many; its waker, to wake outside of the lock.
+    pub(super) fn grant(&mut self, now: u64, owed_of: Option<u32>) -> Option<Waker> {
+        let (index, waiter) = if let Some(max) = owed_of {
+            let shares = &self.shares;
+            self.queue.unlink_first(|waiter| shares.owe_to(waiter.share, max))
+        } else if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
             // Whoever came last can wait for it the longest, and nobody is sent again and again while others wait.
             self.queue.unlink_least(|waiter| (Reverse(waiter.priority), waiter.attempts))
         } else if !self.is_stale(now) {
@@ -193,6 +232,8 @@ impl Line {
         } else {
             self.queue.unlink_least(|waiter| Reverse(waiter.priority))
         }?;
+        let share = waiter.share;
+        self.goes(now, share);
         self.settle(index, Standing::Granted)
     }
 
@@ -200,6 +241,7 @@ impl Line {
     fn settle(&mut self, index: u32, standing: Standing) -> Option<Waker> {
         self.relieve(index);
         let waiter = self.queue.get_mut(index)?;
+        self.shares.left(waiter.share);
         std::mem::replace(&mut waiter.standing, standing).waker()
     }
 
@@ -257,13 +299,14 @@ impl Line {
 
     /// What became of it; if it goes on waiting, its waker is exchanged with what was kept.
     pub(super) fn look(&mut self, number: u32, now: u64, waker: &mut Option<Waker>) -> Found {
-        let found = match self.queue.get_mut(number).map(|waiter| &mut waiter.standing) {
-            Some(Standing::Waiting(kept)) => {
+        let Some(waiter) = self.queue.get_mut(number) else { return Found::Granted(Share::NONE) };
+        let found = match &mut waiter.standing {
+            Standing::Waiting(kept) => {
                 std::mem::swap(kept, waker);
                 return Found::Waits(self.looks_out(number, now));
             }
-            Some(Standing::Refused(why)) => Found::Refused(*why),
-            Some(Standing::Granted) | None => Found::Granted,
+            Standing::Refused(why) => Found::Refused(*why),
+            Standing::Granted => Found::Granted(waiter.share),
         };
         self.queue.remove(number);
         found
@@ -304,13 +347,17 @@ impl Line {
         }
     }
 
-    /// `number` leaves: whether it waited, whether it had a permit, and what is to be dropped outside of the lock.
-    pub(super) fn leave(&mut self, number: u32) -> (bool, bool, Option<Waker>) {
+    /// `number` leaves: whether it waited, the permit that it had, and what is to be dropped outside of the lock.
+    pub(super) fn leave(&mut self, number: u32) -> (bool, Option<Share>, Option<Waker>) {
         self.relieve(number);
-        let (waited, waiter) = self.queue.remove(number);
-        let standing = waiter.map(|waiter| waiter.standing);
-        let granted = matches!(standing, Some(Standing::Granted));
-        (waited, granted, standing.and_then(Standing::waker))
+        let (waited, Some(Waiter { standing, share, .. })) = self.queue.remove(number) else {
+            return (false, None, None);
+        };
+        if waited {
+            self.shares.left(share);
+        }
+        let granted = matches!(standing, Standing::Granted).then_some(share);
+        (waited, granted, standing.waker())
     }
 
     /// The wakers of all that wait.
@@ -352,24 +399,25 @@ mod tests {
     const ANY: Priority = Priority::CRITICAL;
 
     fn by_deadline() -> Line {
-        Line::new(Discipline::Deadline, None)
+        Line::new(Discipline::Deadline, None, Shares::default())
     }
 
     fn regulated() -> Line {
-        Line::new(Discipline::Deadline, Some(Regulator::new(Box::new(Headroom::default()), 0.02, 100.0, true)))
+        let regulator = Regulator::new(Box::new(Headroom::default()), 0.02, 100.0, true);
+        Line::new(Discipline::Deadline, Some(regulator), Shares::default())
     }
 
     fn granted(line: &mut Line, number: u32) -> bool {
-        matches!(line.look(number, 0, &mut None), Found::Granted)
+        matches!(line.look(number, 0, &mut None), Found::Granted(_))
     }
 
     #[test]
     fn the_least_time_left_goes_first() {
         let mut line = by_deadline();
         let [late, soon, never, middle] =
-            [Some(900), Some(300), None, Some(600)].map(|ms| line.join(0, ms.map(|ms| ms * MS), 0, ANY));
+            [Some(900), Some(300), None, Some(600)].map(|ms| line.join(0, ms.map(|ms| ms * MS), 0, ANY, Share::NONE));
         for next in [soon, middle, late, never] {
-            line.grant(MS);
+            line.grant(MS, None);
             assert!(granted(&mut line, next));
         }
     }
@@ -377,19 +425,20 @@ mod tests {
     #[test]
     fn without_deadlines_it_is_first_in_first_out_until_they_wait_for_long() {
         let mut line = by_deadline();
-        let [first, second, third] = [0, 1, 2].map(|at| line.join(at * MS, None, 0, ANY));
-        line.grant(100 * MS);
+        let [first, second, third] = [0, 1, 2].map(|at| line.join(at * MS, None, 0, ANY, Share::NONE));
+        line.grant(100 * MS, None);
         assert!(granted(&mut line, first));
-        line.grant(102 * MS);
+        line.grant(102 * MS, None);
         assert!(granted(&mut line, third), "the second has waited for more than 100 ms");
-        line.grant(102 * MS);
+        line.grant(102 * MS, None);
         assert!(granted(&mut line, second));
     }
 
     #[test]
     fn who_comes_too_late_is_told_how_late() {
         let mut line = by_deadline();
-        let (late, there) = (line.join(0, Some(5 * MS), 0, ANY), line.join(0, Some(9 * MS), 0, ANY));
+        let (late, there) =
+            (line.join(0, Some(5 * MS), 0, ANY, Share::NONE), line.join(0, Some(9 * MS), 0, ANY, Share::NONE));
         assert!(line.refuse_late(9 * MS).is_none(), "it has yet to be polled, and the time does not run before");
         line.polled(late, Some(5 * MS));
         assert!(line.refuse_late(4 * MS).is_none());
@@ -403,14 +452,14 @@ mod tests {
     fn while_the_gate_is_shut_one_looks_out_and_hands_on() {
         let mut line = regulated();
         line.regulator.as_mut().unwrap().fall_silent(0);
-        let [one, two] = [0, 1].map(|at| line.join(at, None, 0, ANY));
+        let [one, two] = [0, 1].map(|at| line.join(at, None, 0, ANY, Share::NONE));
         let Found::Waits(Some(until)) = line.look(one, 1, &mut None) else { panic!("the first to look looks out") };
         assert!(matches!(line.look(two, 1, &mut None), Found::Waits(None)), "one is enough");
         assert!(matches!(line.look(one, 1, &mut None), Found::Waits(Some(same)) if same == until), "it still does");
         assert!(line.leave(one).0);
         assert!(matches!(line.look(two, 1, &mut None), Found::Waits(Some(same)) if same == until), "nobody else does");
         // Whoever is granted looks out no longer.
-        line.grant(until);
+        line.grant(until, None);
         assert!(granted(&mut line, two) && line.lookout.is_none());
     }
 
@@ -418,7 +467,7 @@ mod tests {
     fn who_looks_out_is_woken_if_the_gate_opens_sooner() {
         let mut line = regulated();
         line.regulator.as_mut().unwrap().fall_silent(1_000 * MS);
-        let one = line.join(0, None, 0, ANY);
+        let one = line.join(0, None, 0, ANY, Share::NONE);
         let mut waker = Some(Waker::noop().clone());
         assert!(matches!(line.look(one, 0, &mut waker), Found::Waits(Some(_))));
         assert!(line.needs_lookout(1_000 * MS).is_none(), "it looks out already");
@@ -430,9 +479,9 @@ mod tests {
     fn while_it_is_down_nobody_is_sent_again_and_again() {
         let mut line = regulated();
         line.regulator.as_mut().unwrap().fall_silent(0);
-        let [tired, first, second, spent] = [1, 0, 0, 2].map(|attempts| line.join(0, None, attempts, ANY));
+        let [tired, first, second, spent] = [1, 0, 0, 2].map(|attempts| line.join(0, None, attempts, ANY, Share::NONE));
         for next in [second, first, tired, spent] {
-            line.grant(MS);
+            line.grant(MS, None);
             assert!(granted(&mut line, next));
         }
     }
@@ -440,12 +489,13 @@ mod tests {
     #[test]
     fn who_leaves_says_what_it_had() {
         let mut line = by_deadline();
-        let [granted, late, waits] = [3, 1, 9].map(|ms| line.join(0, Some(ms * MS), 0, ANY));
+        let [granted, late, waits] = [3, 1, 9].map(|ms| line.join(0, Some(ms * MS), 0, ANY, Share::NONE));
         line.polled(late, Some(MS));
         assert!(line.refuse_late(2 * MS).is_some());
-        line.grant(2 * MS);
-        let left =
-            [granted, late, waits].map(|number| line.leave(number)).map(|(waited, granted, _)| (waited, granted));
+        line.grant(2 * MS, None);
+        let left = [granted, late, waits]
+            .map(|number| line.leave(number))
+            .map(|(waited, granted, _)| (waited, granted.is_some()));
         assert_eq!(left, [(false, true), (false, false), (true, false)]);
     }
 }

@@ -8,7 +8,8 @@
 //! tells how many of them wait at the service, and lets no more in than keep it busy.
 //!
 //! Fair and first in, first out, unless another [`Discipline`] is set: a permit that is given back goes to the longest waiting, and nobody barges past
-//! the queue. A call that is dropped while it waits leaves no trace, and one that is dropped while it is being
+//! the queue, unless he is owed it: where the callers are of several kinds, each can have a
+//! [guaranteed share](ConcurrencyLimitBuilder::partition). A call that is dropped while it waits leaves no trace, and one that is dropped while it is being
 //! granted passes the permit on. The permit is released when the response future ends or is dropped.
 
 mod codel;
@@ -18,6 +19,7 @@ mod limits;
 mod line;
 mod regulator;
 mod shared;
+mod shares;
 
 pub use config::ConcurrencyLimitBuilder;
 pub use handle::{ConcurrencyLimit, ConcurrencyLimitLayer, ConcurrencyLimitService, LimitParts, Permit};
@@ -26,3 +28,4 @@ pub use line::Discipline;
 pub(crate) use regulator::Ended;
 pub use shared::Shared;
 pub(crate) use shared::{Asks, Queued, Took, Turn};
+pub(crate) use shares::Share;

@@ -16,9 +16,10 @@ use super::{
     config::MOST,
     line::{Found, Line, Refusal},
     regulator::{Call, Ended, Question},
+    shares::Share,
 };
 use crate::{
-    Priority, Rejection, Rule,
+    Partition, Priority, Rejection, Rule,
     clock::{now, since},
     shutdown,
     spread::Padded,
@@ -36,11 +37,15 @@ pub struct Shared {
     /// A permit is taken with Acquire and given back with Release, so that what one holder wrote the next one sees,
     /// as with a lock.
     word: Padded<AtomicU64>,
-    /// For those who ask no further: zero while an adaptive limit wants to be asked.
+    /// For those who ask no further: zero while an adaptive limit wants to be asked, and where there are shares.
     max_in_flight: AtomicU32,
+    /// The limit, to be looked at.
+    calls: AtomicU32,
     max_queue: u32,
     /// Whether it learns from how calls end.
     adaptive: bool,
+    /// Whether there are guaranteed shares.
+    shared_out: bool,
     max_wait: Option<Duration>,
     name: &'static str,
     /// The lowest priority of those that wait, plus one; zero: nobody waits. A hint for those who find the queue full, written under
@@ -62,8 +67,6 @@ struct Timed {
     told: AtomicU64,
     /// Whether every call is to be told of.
     guarded: AtomicBool,
-    /// The limit, to be looked at.
-    limit: AtomicU32,
 }
 
 /// What whoever asks for a permit brings along.
@@ -84,7 +87,7 @@ pub(crate) struct Took {
 
 /// What whoever waits finds.
 pub(crate) enum Queued {
-    Granted,
+    Granted(Share),
     Refused(Rejection),
     /// It waits on. It is to come back then, or when it is woken.
     Waits(Option<Instant>),
@@ -94,7 +97,7 @@ pub(crate) enum Queued {
 #[repr(u64)]
 pub(crate) enum Turn {
     /// With a permit.
-    Now,
+    Now(Share),
     /// In the queue, under this number.
     Later(u64),
 }
@@ -121,7 +124,7 @@ impl Shared {
         max_in_flight: usize,
         max_queue: usize,
         max_wait: Option<Duration>,
-        line: Line,
+        mut line: Line,
         shutdown: Option<shutdown::Handle>,
     ) -> Self {
         let timed = line.is_timed().then(|| Timed {
@@ -130,13 +133,15 @@ impl Shared {
             silent_after: AtomicU64::new(u64::MAX),
             told: AtomicU64::new(0),
             guarded: AtomicBool::new(false),
-            limit: AtomicU32::new(0),
         });
+        line.bound(max_in_flight.min(MOST) as u32);
         let shared = Self {
             word: Padded::default(),
-            max_in_flight: AtomicU32::new(max_in_flight.min(MOST) as u32),
+            max_in_flight: AtomicU32::new(0),
+            calls: AtomicU32::new(0),
             max_queue: max_queue.min(MOST) as u32,
             adaptive: line.regulator.is_some(),
+            shared_out: !line.shares.is_empty(),
             max_wait,
             name,
             lowest: AtomicU32::new(0),
@@ -168,8 +173,7 @@ impl Shared {
 
     #[inline]
     pub(super) fn max_in_flight(&self) -> usize {
-        let limit = self.adaptive().map_or(&self.max_in_flight, |timed| &timed.limit);
-        limit.load(Relaxed) as usize
+        self.calls.load(Relaxed) as usize
     }
 
     #[inline]
@@ -195,7 +199,7 @@ impl Shared {
 
     /// Whether nothing is in flight and nothing waits, and it holds nothing back.
     pub(crate) fn is_settled(&self) -> bool {
-        self.is_idle() && (!self.adaptive || self.max_in_flight.load(Relaxed) > 0)
+        self.is_idle() && (self.max_in_flight.load(Relaxed) > 0 || self.lock().is_settled())
     }
 
     /// Whether nothing is in flight and nothing waits.
@@ -225,30 +229,37 @@ impl Shared {
     #[inline(always)]
     pub(crate) fn enqueue(&self, asks: Asks) -> Result<Turn, Rejection> {
         if self.is_draining() {
-            return if self.try_now() { Ok(Turn::Now) } else { Err(Rejection::draining(self.name)) };
+            return self.try_now().map(Turn::Now).ok_or_else(|| Rejection::draining(self.name));
         }
         let waiting = waiting(self.word.0.load(Relaxed));
-        // Refusing takes no lock.
-        let is_full = waiting >= self.max_queue && (waiting > 0 || !self.is_adaptive());
+        // Refusing takes no lock, unless there may be a permit all the same.
+        let asks_first = self.shared_out || self.adaptive && waiting == 0;
+        let is_full = waiting >= self.max_queue;
         let evicts = is_full && self.outranks_somebody();
         if evicts && self.timed.is_some() {
             // There may be room by now, or somebody who is too late: nobody gives up a place for nothing.
             self.grant();
         }
-        if !is_full || evicts {
+        if !is_full || evicts || asks_first {
             if let Some(turn) = self.wait_in_line(asks, self.max_queue) {
                 return Ok(turn);
             }
         } else if self.try_acquire() {
-            return Ok(Turn::Now);
+            return Ok(Turn::Now(Share::NONE));
         }
         Err(self.refusal())
     }
 
-    /// Takes a permit if there is one, whomever an adaptive limit has to be asked by.
-    pub(super) fn try_now(&self) -> bool {
+    /// Takes a permit if there is one, whoever has to be asked.
+    pub(super) fn try_now(&self) -> Option<Share> {
+        if self.try_acquire() {
+            return Some(Share::NONE);
+        }
         let asks = Asks { attempts: 1, deadline: None };
-        self.try_acquire() || self.is_adaptive() && self.wait_in_line(asks, 0).is_some()
+        match (self.adaptive || self.shared_out).then(|| self.wait_in_line(asks, 0))? {
+            Some(Turn::Now(share)) => Some(share),
+            _ => None,
+        }
     }
 
     /// `None`: the queue is full by now.
@@ -260,10 +271,12 @@ impl Shared {
         if asks.attempts == 0 {
             line.came();
         }
-        let max = line.room(now, self.max_in_flight.load(Relaxed));
+        let share = if self.shared_out { line.shares.of(Partition::current()) } else { Share::NONE };
+        let max = line.room(now);
+        let is_owed = line.shares.admits(share, max);
         let mut word = self.word.0.load(Relaxed);
         loop {
-            let room = waiting(word) == 0 && in_flight(word) < max;
+            let room = is_owed || waiting(word) == 0 && in_flight(word) < max;
             let next = match room {
                 true => word + 1,
                 false if waiting(word) < max_queue => word + WAITING,
@@ -273,15 +286,15 @@ impl Shared {
             };
             match self.word.0.compare_exchange_weak(word, next, Acquire, Relaxed) {
                 Ok(_) if room => {
-                    line.goes(now);
+                    line.goes(now, share);
                     self.publish(&line);
-                    return Some(Turn::Now);
+                    return Some(Turn::Now(share));
                 }
                 // Whoever gives a permit back from now on sees that somebody waits, and takes the lock that we hold.
                 Ok(_) => {
                     let evicted = if next == word { line.evict() } else { None };
                     let deadline = asks.deadline.map(|deadline| self.nanos_of(deadline));
-                    let number = line.join(now, deadline, asks.attempts, priority);
+                    let number = line.join(now, deadline, asks.attempts, priority, share);
                     self.note_lowest(&line);
                     drop(line);
                     // Nobody else has its number yet, and a waker may panic.
@@ -321,14 +334,14 @@ impl Shared {
         self.timed.as_ref().map_or(0, |timed| timed.nanos(instant))
     }
 
-    /// What an adaptive limit has come to, for those who ask no further. Under the lock. Relaxed: whoever goes by what stood there
+    /// What a limit has come to, for those who ask no further. Under the lock. Relaxed: whoever goes by what stood there
     /// before has come a moment earlier.
     fn publish(&self, line: &Line) {
+        self.max_in_flight.store(line.unasked(), Relaxed);
+        self.calls.store(line.calls(), Relaxed);
         let (Some(timed), Some(regulator)) = (&self.timed, &line.regulator) else { return };
-        self.max_in_flight.store(regulator.unasked(), Relaxed);
         timed.guarded.store(regulator.is_guarded(), Relaxed);
         timed.silent_after.store(regulator.silent_after().unwrap_or(u64::MAX), Relaxed);
-        timed.limit.store(regulator.calls(), Relaxed);
     }
 
     /// A call that has a permit is found pending for the first time.
@@ -366,9 +379,9 @@ impl Shared {
 
     /// Gives a permit back, and tells an adaptive limit how the call ended.
     #[inline]
-    pub(crate) fn release_after(&self, ended: Ended, took: Took) {
+    pub(crate) fn release_after(&self, share: Share, ended: Ended, took: Took) {
         // Also if the limit that is asked panics.
-        let _permit = Held(self);
+        let _permit = Held(self, share);
         self.report(ended, took);
     }
 
@@ -461,7 +474,7 @@ impl Shared {
         drop(line);
         drop(waker);
         match found {
-            Found::Granted => Queued::Granted,
+            Found::Granted(share) => Queued::Granted(share),
             Found::Refused(why) => Queued::Refused(self.refused(why)),
             Found::Waits(_) if draining => {
                 self.leave_queue(ticket);
@@ -503,8 +516,8 @@ impl Shared {
         }
         drop(line);
         drop(waker);
-        if granted {
-            self.release();
+        if let Some(share) = granted {
+            self.release_of(share);
         } else if self.timed.is_some() {
             // It may have been the one that looked out for the others.
             self.grant();
@@ -519,13 +532,22 @@ impl Shared {
         }
     }
 
+    /// As [`release`](Self::release), of a share. Counted there first: who comes in between takes the share, and the one that is given
+    /// back is counted in all for a moment longer.
+    pub(crate) fn release_of(&self, share: Share) {
+        if share != Share::NONE {
+            self.lock().shares.gave(share);
+        }
+        self.release();
+    }
+
     /// Grants what there is to those whose turn it is, one at a time, and wakes each outside of the lock.
     #[cold]
     fn grant(&self) {
         loop {
             let now = self.nanos();
             let mut line = self.lock();
-            let max = line.room(now, self.max_in_flight.load(Relaxed));
+            let max = line.room(now);
             // While somebody waits, nobody takes a permit but under the lock: whoever is spared here is granted below.
             let has_room = in_flight(self.word.0.load(Relaxed)) < max;
             let refused = line.refuse_late(now).or_else(|| has_room.then(|| line.refuse_stood(now))?);
@@ -537,8 +559,9 @@ impl Shared {
                 continue;
             }
             // Acquire: what those wrote who made room. The lock hands it on to whoever is granted.
+            let owed = !has_room && line.shares.owe(max);
             let granted = self.word.0.fetch_update(Acquire, Relaxed, |word| {
-                (waiting(word) != 0 && in_flight(word) < max).then(|| word + 1 - WAITING)
+                (waiting(word) != 0 && (owed || in_flight(word) < max)).then(|| word + 1 - WAITING)
             });
             if granted.is_err() {
                 let waker = line.needs_lookout(now);
@@ -546,7 +569,7 @@ impl Shared {
                 wake(waker);
                 return;
             }
-            let waker = line.grant(now);
+            let waker = line.grant(now, owed.then_some(max));
             self.note_lowest(&line);
             self.publish(&line);
             drop(line);
@@ -555,24 +578,16 @@ impl Shared {
     }
 
     pub(super) fn resize(&self, max_in_flight: usize) {
-        let max = max_in_flight.min(MOST) as u32;
-        if self.adaptive {
-            return self.bound(max);
-        }
-        // Before `grant` takes the lock: an `enqueue` that decides by the old one has had it before, so it is granted.
-        self.max_in_flight.store(max, Relaxed);
+        let mut line = self.lock();
+        line.bound(max_in_flight.min(MOST) as u32);
+        self.publish(&line);
+        drop(line);
+        // Whoever lines up by the old one has had the lock before, so it is granted.
         self.grant();
     }
 
-    /// How far an adaptive limit may go.
-    fn bound(&self, max: u32) {
-        let mut line = self.lock();
-        if let Some(regulator) = &mut line.regulator {
-            regulator.bound(max.into());
-        }
-        self.publish(&line);
-        drop(line);
-        self.grant();
+    pub(super) fn in_flight_of(&self, partition: Partition) -> usize {
+        self.lock().shares.in_flight(partition)
     }
 
     fn lock(&self) -> MutexGuard<'_, Line> {
@@ -598,11 +613,11 @@ impl Timed {
 }
 
 /// A permit that is given back when this is dropped.
-struct Held<'a>(&'a Shared);
+struct Held<'a>(&'a Shared, Share);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.release();
+        self.0.release_of(self.1);
     }
 }
 
@@ -667,7 +682,7 @@ mod tests {
     #[test]
     fn under_the_lock_a_call_takes_what_there_is_by_then() {
         let limit = limit();
-        assert!(matches!(limit.wait_in_line(Asks::default(), 1), Some(Turn::Now)), "a permit was given back");
+        assert!(matches!(limit.wait_in_line(Asks::default(), 1), Some(Turn::Now(_))), "a permit was given back");
         assert_eq!((limit.in_flight(), limit.waiting()), (1, 0));
         assert!(matches!(limit.wait_in_line(Asks::default(), 1), Some(Turn::Later(_))));
         assert_eq!((limit.in_flight(), limit.waiting()), (1, 1));

@@ -23,6 +23,7 @@ mod lag;
 mod late;
 mod loopback;
 mod observe;
+mod partition;
 mod policy;
 mod replay;
 mod respond;

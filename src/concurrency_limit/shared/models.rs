@@ -26,7 +26,7 @@ impl Waits {
     fn new(limit: &Shared, ticket: u32) -> Self {
         let (woken, waker) = Woken::new();
         let polled = match limit.poll_queued(ticket, None, &mut Context::from_waker(&waker)) {
-            Queued::Granted => Poll::Ready(Ok(())),
+            Queued::Granted(_) => Poll::Ready(Ok(())),
             Queued::Refused(rejection) => Poll::Ready(Err(rejection)),
             Queued::Waits(_) => Poll::Pending,
         };
@@ -85,7 +85,7 @@ fn the_next_sees(max_queue: usize) {
         let (limit, work) = (limit(1, max_queue), Arc::new(AtomicU32::new(0)));
         let come = |limit: &Shared, work: &AtomicU32| {
             let admitted = match limit.enqueue(Asks::default()) {
-                Ok(Turn::Now) => true,
+                Ok(Turn::Now(_)) => true,
                 Ok(Turn::Later(ticket)) => {
                     let polled = Waits::new(limit, ticket as u32).1;
                     if polled.is_pending() {
@@ -158,7 +158,7 @@ fn whoever_lines_up_while_a_permit_is_given_back_gets_it() {
             thread::spawn(move || limit.release())
         };
         match limit.enqueue(Asks::default()) {
-            Ok(Turn::Now) => holder.join().unwrap(),
+            Ok(Turn::Now(_)) => holder.join().unwrap(),
             Ok(Turn::Later(ticket)) => {
                 let waits = Waits::new(&limit, ticket as u32);
                 holder.join().unwrap();

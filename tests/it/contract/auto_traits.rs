@@ -11,7 +11,7 @@ use std::{
 
 use buttress::{
     CircuitBreaker, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, KeyedLayer, Plain, PolicyLayer,
-    RetryLayer, TimeoutLayer, TimeoutService,
+    Priority, RetryLayer, TimeoutLayer, TimeoutService,
 };
 
 use super::types::{Bare, Bland, Req};
@@ -124,10 +124,12 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::deadline::Scoped<All>,
         buttress::hedge::HedgeParts<All, All>,
         buttress::policy::Part<All, All>,
-        buttress::Priority,
-        buttress::priority::Prioritized<All>,
+        buttress::Partition,
+        Priority,
+        buttress::mark::Marked<Priority, All>,
+        buttress::partition::PartitionLayer<All>,
         buttress::priority::PriorityLayer<All>,
-        buttress::priority::PriorityService<All, All>,
+        buttress::mark::MarkService<All, Priority, All>,
         buttress::retry::Budget,
         buttress::retry::BudgetBuilder,
         buttress::retry::CloneRequest,
@@ -205,9 +207,10 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::hedge::HedgeParts<All, Nothing>,
         buttress::keyed::ByKey<All, CircuitBreaker, Nothing>,
         buttress::policy::Part<Nothing, All>,
-        buttress::priority::Prioritized<Nothing>,
+        buttress::mark::Marked<Priority, Nothing>,
+        buttress::partition::PartitionLayer<Nothing>,
         buttress::priority::PriorityLayer<Nothing>,
-        buttress::priority::PriorityService<All, Nothing>,
+        buttress::mark::MarkService<All, Priority, Nothing>,
         buttress::policy::PolicyParts<Nothing>,
         buttress::retry::RetryParts<All, Nothing>,
         buttress::shutdown::InFlightFuture<Nothing, All>,

@@ -75,7 +75,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         Policy => 8,
         Keyed<u64, Policy> => 8,
         circuit_breaker::Permit => 32,
-        concurrency_limit::Permit => 8,
+        concurrency_limit::Permit => 16,
 
         // Each without the service below.
         TimeoutService<()> => 32,
