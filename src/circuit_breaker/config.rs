@@ -37,8 +37,21 @@ pub(crate) struct Settings {
     pub(crate) count_throttled: bool,
     pub(crate) open_time: Backoff,
     pub(crate) probes: u32,
+    /// Of the rounds after the first.
+    pub(crate) then_probes: Vec<u32>,
     pub(crate) probe_failure_rate: f64,
     pub(crate) probe_lease: Duration,
+}
+
+impl Settings {
+    /// How many probes go out in the round of this number, from zero on.
+    pub(crate) fn probes_of(&self, round: usize) -> u32 {
+        round.checked_sub(1).and_then(|further| self.then_probes.get(further)).map_or(self.probes, |probes| *probes)
+    }
+
+    pub(crate) fn rounds(&self) -> usize {
+        1 + self.then_probes.len()
+    }
 }
 
 pub(crate) type Listener = Arc<dyn Fn(&Transition) + Send + Sync>;
@@ -57,6 +70,7 @@ pub(crate) type Listener = Arc<dyn Fn(&Transition) + Send + Sync>;
 /// | [`consecutive_failures`](Self::consecutive_failures) | off | at a low rate of calls it is the better rule; at a high one it trips by chance |
 /// | [`open_time`](Self::open_time) | 5 s, doubling to 60 s, equal jitter | a restart takes seconds; jitter keeps a fleet from probing in step |
 /// | [`probes`](Self::probes) | 3 | one probe is a coin toss, many are a load |
+/// | [`then_probes`](Self::then_probes) | none: then all | enough for whatever is well once it answers |
 /// | [`probe_failure_rate`](Self::probe_failure_rate) | 0.5 | two good answers of three close it |
 /// | [`probe_lease`](Self::probe_lease) | 30 s, or twice the attempt timeout or deadline of the policy if that is longer | so that it ends only rounds in which a probe hangs |
 ///
@@ -106,6 +120,7 @@ impl Default for CircuitBreakerBuilder {
                     .max_delay(Duration::from_secs(60))
                     .jitter(Jitter::Equal),
                 probes: 3,
+                then_probes: Vec::new(),
                 probe_failure_rate: 0.5,
                 probe_lease: PROBE_LEASE,
             },
@@ -191,6 +206,24 @@ impl CircuitBreakerBuilder {
     /// How many calls a half-open circuit lets through.
     pub fn probes(mut self, probes: u32) -> Self {
         self.settings.probes = probes;
+        self
+    }
+
+    /// Re-opens the road gradually: when the [first](Self::probes) round of probes has succeeded so many go out, and so on, and all only
+    /// after the last of these rounds. Each is judged as the first is, has a [lease](Self::probe_lease) of its own, and is told as a
+    /// transition from half-open to half-open.
+    ///
+    /// For what falls over again when everybody comes back at once, such as a service whose caches are cold. Where it is a matter of how
+    /// many at a time and not of how many in all, an [adaptive](crate::ConcurrencyLimitBuilder::adaptive) limit behind the breaker
+    /// does it better; and a share of the calls that follows the share of failures is a `Throttle`.
+    ///
+    /// ```
+    /// // One, then ten, then all.
+    /// let breaker = buttress::CircuitBreaker::builder().probes(1).then_probes([10]).build()?;
+    /// # Ok::<(), buttress::ConfigError>(())
+    /// ```
+    pub fn then_probes(mut self, rounds: impl IntoIterator<Item = u32>) -> Self {
+        self.settings.then_probes = rounds.into_iter().collect();
         self
     }
 
@@ -281,6 +314,9 @@ impl CircuitBreakerBuilder {
         s.open_time.check(checks, "open_time");
         checks.require(!s.open_time.is_zero(), "open_time", Duration::ZERO, "must be longer than zero");
         checks.count("probes", s.probes as usize, 1_000_000, "must be between 1 and 1000000");
+        for &probes in &s.then_probes {
+            checks.count("then_probes", probes as usize, 1_000_000, "must each be between 1 and 1000000");
+        }
         checks.rate("probe_failure_rate", s.probe_failure_rate);
         if let Some(lease) = self.probe_lease {
             checks.time("probe_lease", lease);

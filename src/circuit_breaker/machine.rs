@@ -55,6 +55,8 @@ pub(crate) struct Machine {
     openings: u32,
     /// The latest open time.
     previous: Duration,
+    /// The number of the latest round of probes, since the circuit was last open.
+    round: usize,
     cause: Option<Cause>,
 }
 
@@ -64,7 +66,7 @@ impl Machine {
             State::Shadow => Phase::Shadow { quiet_until: 0 },
             _ => Phase::Closed,
         };
-        Self { generation: 0, phase, openings: 0, previous: Duration::ZERO, cause: None }
+        Self { generation: 0, phase, openings: 0, previous: Duration::ZERO, round: 0, cause: None }
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -96,10 +98,15 @@ impl Machine {
         }
     }
 
+    /// How many probes the latest round has.
+    pub(crate) fn probes(&self, settings: &Settings) -> u32 {
+        settings.probes_of(self.round)
+    }
+
     /// How many probes may still go out.
     pub(crate) fn free_probes(&self, settings: &Settings) -> u32 {
         match self.phase {
-            Phase::HalfOpen { issued, .. } => settings.probes.saturating_sub(issued),
+            Phase::HalfOpen { issued, .. } => self.probes(settings).saturating_sub(issued),
             _ => 0,
         }
     }
@@ -153,14 +160,14 @@ impl Machine {
 
     /// A caller asks for admission where it is not given freely. Whether it is admitted, and what that changed.
     pub(crate) fn admit(&mut self, settings: &Settings, now: u64, unit: f64) -> (bool, Option<Change>) {
+        let probes = self.probes(settings);
         match &mut self.phase {
             Phase::Closed | Phase::ForcedClosed | Phase::Shadow { .. } => (true, None),
             Phase::ForcedOpen => (false, None),
             Phase::Open { until } if now < *until => (false, None),
             Phase::Open { .. } => {
-                let lease_ends = now.saturating_add(clock::nanos(settings.probe_lease));
-                let round = Phase::HalfOpen { lease_ends, issued: 1, succeeded: 0, failed: 0 };
-                (true, Some(self.enter(round)))
+                self.round = 0;
+                (true, Some(self.probe(settings, now, 1)))
             }
             Phase::HalfOpen { lease_ends, issued, succeeded, failed }
                 if now >= *lease_ends && *issued > *succeeded + *failed =>
@@ -173,14 +180,20 @@ impl Machine {
                 if now >= *lease_ends {
                     *lease_ends = now.saturating_add(clock::nanos(settings.probe_lease));
                 }
-                let admitted = *issued < settings.probes;
+                let admitted = *issued < probes;
                 *issued += u32::from(admitted);
                 (admitted, None)
             }
         }
     }
 
-    // ## HalfOpen => Closed, HalfOpen => Open
+    /// Begins a round, of which so many are out.
+    fn probe(&mut self, settings: &Settings, now: u64, issued: u32) -> Change {
+        let lease_ends = now.saturating_add(clock::nanos(settings.probe_lease));
+        self.enter(Phase::HalfOpen { lease_ends, issued, succeeded: 0, failed: 0 })
+    }
+
+    // ## HalfOpen => Closed, HalfOpen => Open, HalfOpen => its next round
 
     /// A probe answered. The round is decided as soon as the rest cannot change it.
     pub(crate) fn settle_probe(
@@ -192,22 +205,26 @@ impl Machine {
         hint: Option<Duration>,
         unit: f64,
     ) -> Option<Change> {
+        let round = self.probes(settings);
         let Phase::HalfOpen { succeeded, failed, .. } = &mut self.phase else { return None };
         if generation != self.generation {
             return None;
         }
         *(if failure { &mut *failed } else { &mut *succeeded }) += 1;
         let (succeeded, failed) = (*succeeded, *failed);
-        let probes = f64::from(settings.probes);
+        let probes = f64::from(round);
         // Rates are compared as counts, so that 2 of 3 reaches 2/3.
         let reaches = |failures: u32| f64::from(failures) / probes >= settings.probe_failure_rate;
         if reaches(failed) {
             let cause = Cause { rule: Rule::ProbesFailed, measured: (f64::from(failed) / probes) as f32 };
             Some(self.open(settings, now, cause, hint, unit))
-        } else if !reaches(settings.probes - succeeded.min(settings.probes)) {
-            Some(self.close())
-        } else {
+        } else if reaches(round - succeeded.min(round)) {
             None
+        } else if self.round + 1 < settings.rounds() {
+            self.round += 1;
+            Some(self.probe(settings, now, 0))
+        } else {
+            Some(self.close())
         }
     }
 

@@ -93,7 +93,8 @@ pub struct Transition {
     pub name: &'static str,
     /// From this state.
     pub from: State,
-    /// To this one: the same, if a breaker in shadow mode [would open](Self::would_open), or if a closed one is reset.
+    /// To this one: the same, if a breaker in shadow mode [would open](Self::would_open), if a closed one is reset, or if a half-open one
+    /// goes on to its [next round](CircuitBreakerBuilder::then_probes) of probes.
     pub to: State,
     /// The rule that moved it, if one did.
     pub rule: Option<Rule>,

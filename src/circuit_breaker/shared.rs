@@ -73,6 +73,8 @@ pub struct Shared {
     cause: AtomicU64,
     /// How many probes may still go out.
     free_probes: AtomicU32,
+    /// Of so many, in the latest round.
+    probes: AtomicU32,
     /// `generation: 32 | failures in a row: 32`
     consecutive: Padded<AtomicU64>,
     window: Window,
@@ -123,6 +125,7 @@ impl Shared {
             until: AtomicU64::new(0),
             cause: AtomicU64::new(0),
             free_probes: AtomicU32::new(0),
+            probes: AtomicU32::new(settings.probes),
             consecutive: Padded::default(),
             window,
             initial: state,
@@ -179,27 +182,27 @@ impl Shared {
 
     /// Builds the rejection. Takes no lock.
     #[inline(always)]
-    fn refusal(&self, nanos: u64, Published { word, until, cause, .. }: Published) -> Rejection {
+    fn refusal(&self, nanos: u64, Published { word, until, cause, probes, .. }: Published) -> Rejection {
         self.rejected.count();
         let wait = Some(until.saturating_sub(nanos));
         let (rule, measured, retry_after) = match state_of(word) {
-            State::HalfOpen => (Rule::ProbesOut, self.settings.probes as f32, wait),
+            State::HalfOpen => (Rule::ProbesOut, probes as f32, wait),
             State::ForcedOpen => (Rule::Forced, f32::NAN, None),
             _ => (Rule::ALL[(cause >> 32) as usize % Rule::ALL.len()], f32::from_bits(cause as u32), wait),
         };
-        let threshold = self.threshold(rule);
+        let threshold = self.threshold(rule, probes);
         Rejection::circuit_open(self.settings.name, rule, measured, threshold, retry_after)
     }
 
     #[inline]
-    fn threshold(&self, rule: Rule) -> f32 {
+    fn threshold(&self, rule: Rule, probes: u32) -> f32 {
         let settings = &self.settings;
         let threshold = match rule {
             Rule::FailureRate => settings.failure_rate,
             Rule::SlowCallRate => settings.slow_call_rate,
             Rule::ConsecutiveFailures => settings.consecutive_failures.map(f64::from),
             Rule::ProbesFailed => Some(settings.probe_failure_rate),
-            Rule::ProbesOut | Rule::ProbeLease => Some(f64::from(settings.probes)),
+            Rule::ProbesOut | Rule::ProbeLease => Some(f64::from(probes)),
             _ => None,
         };
         threshold.map_or(f32::NAN, |threshold| threshold as f32)
@@ -406,6 +409,7 @@ impl Shared {
         self.sequence.store(sequence + 1, Relaxed);
         fence(Release);
         self.free_probes.store(machine.free_probes(&self.settings), Relaxed);
+        self.probes.store(machine.probes(&self.settings), Relaxed);
         self.until.store(machine.until().unwrap_or(0), Relaxed);
         if changed {
             if let Some(cause) = machine.cause() {
@@ -444,19 +448,22 @@ impl Shared {
             until: self.until.load(Relaxed),
             cause: self.cause.load(Relaxed),
             free_probes: self.free_probes.load(Relaxed),
+            probes: self.probes.load(Relaxed),
         }
     }
 
     fn transition(&self, Change { from, to, cause, open_for }: Change) -> Transition {
         let rejected = self.rejected.total();
         let rejected = rejected - self.rejected_before.swap(rejected, Relaxed);
+        // Under the lock, as it was published.
+        let probes = self.probes.load(Relaxed);
         Transition {
             name: self.settings.name,
             from,
             to,
             rule: cause.map(|cause| cause.rule),
             measured: cause.map_or(f32::NAN, |cause| cause.measured),
-            threshold: cause.map_or(f32::NAN, |cause| self.threshold(cause.rule)),
+            threshold: cause.map_or(f32::NAN, |cause| self.threshold(cause.rule, probes)),
             open_for,
             rejected,
         }
@@ -565,6 +572,7 @@ struct Published {
     until: u64,
     cause: u64,
     free_probes: u32,
+    probes: u32,
 }
 
 impl fmt::Debug for Shared {

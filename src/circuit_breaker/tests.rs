@@ -36,6 +36,8 @@ struct Rules {
     first: u64,
     longest: u64,
     probes: u32,
+    /// Of further rounds; zero: none.
+    more: [u32; 2],
     /// A fraction, so that the model needs no floats.
     failure_rate: (u32, u32),
     lease: u64,
@@ -60,6 +62,7 @@ impl Rules {
             count_throttled: true,
             open_time: backoff.max_delay(Duration::from_nanos(self.longest)).jitter(Jitter::None),
             probes: self.probes,
+            then_probes: self.more.into_iter().filter(|probes| *probes > 0).collect(),
             probe_failure_rate: f64::from(of) / f64::from(all),
             probe_lease: Duration::from_nanos(self.lease),
         }
@@ -80,10 +83,15 @@ impl Rules {
         self.open_time(opening).max(hint.min(self.longest))
     }
 
-    /// So many failed probes are too many.
-    fn too_many(self, failed: usize) -> bool {
+    /// How many probes each round has, and then none.
+    fn rounds(self) -> impl Iterator<Item = u32> {
+        [self.probes, self.more[0], self.more[1]].into_iter().filter(|probes| *probes > 0)
+    }
+
+    /// So many failed probes are too many, of so many.
+    fn too_many(self, failed: usize, probes: usize) -> bool {
         let (of, all) = self.failure_rate;
-        failed as u64 * u64::from(all) >= u64::from(of) * u64::from(self.probes)
+        failed as u64 * u64::from(all) >= u64::from(of) * probes as u64
     }
 }
 
@@ -91,12 +99,14 @@ fn rules() -> impl Strategy<Value = Rules> {
     let open_times =
         prop_oneof![Just(OpenTimes::Doubling), (0u64..5_000).prop_map(OpenTimes::Adding), Just(OpenTimes::Tripling),];
     let failure_rate = prop::sample::select(vec![(1, 100), (1, 3), (1, 2), (2, 3), (3, 4), (1, 1)]);
-    (open_times, 1u64..5_000, 5_000u64..40_000, 1u32..7, failure_rate, 1u64..10_000).prop_map(
-        |(open_times, first, longest, probes, failure_rate, lease)| Rules {
+    let more = prop_oneof![2 => Just([0, 0]), 1 => [0u32..4, 0u32..9]];
+    (open_times, 1u64..5_000, 5_000u64..40_000, 1u32..7, more, failure_rate, 1u64..10_000).prop_map(
+        |(open_times, first, longest, probes, more, failure_rate, lease)| Rules {
             open_times,
             first,
             longest,
             probes,
+            more,
             failure_rate,
             lease,
         },
@@ -155,7 +165,18 @@ impl Model {
     fn free_probes(&self) -> usize {
         let half_open = self.state() == State::HalfOpen;
         let out = self.number(Entry::ProbeOut) - self.number(Entry::ProbeBack);
-        if half_open { self.rules.probes as usize - out } else { 0 }
+        if half_open { self.probes() - out } else { 0 }
+    }
+
+    /// How many probes this round has.
+    fn probes(&self) -> usize {
+        let rounds = self.moves().rev().take_while(|(to, _)| *to == State::HalfOpen).count();
+        self.rules.rounds().nth(rounds.saturating_sub(1)).unwrap() as usize
+    }
+
+    fn is_last_round(&self) -> bool {
+        let rounds = self.moves().rev().take_while(|(to, _)| *to == State::HalfOpen).count();
+        rounds == self.rules.rounds().count()
     }
 
     /// Those that have neither answered nor come back.
@@ -230,12 +251,14 @@ impl Model {
         self.history.push(Entry::Answered { failed });
         let answered = |failed| self.number(Entry::Answered { failed });
         let (good, bad) = (answered(false), answered(true));
-        if self.rules.too_many(bad) {
+        if self.rules.too_many(bad, self.probes()) {
             self.open(now, hint)
-        } else if self.rules.too_many(self.rules.probes as usize - good) {
+        } else if self.rules.too_many(self.probes() - good, self.probes()) {
             None
-        } else {
+        } else if self.is_last_round() {
             self.move_to(State::Closed, 0)
+        } else {
+            self.move_to(State::HalfOpen, now.saturating_add(self.rules.lease))
         }
     }
 
@@ -367,7 +390,8 @@ impl Pair {
         let waits = matches!(model.state(), State::Open | State::HalfOpen);
         prop_assert_eq!(machine.until(), waits.then(|| model.until()));
         let out = tickets.iter().filter(|of| **of == machine.generation()).count();
-        prop_assert!(out <= settings.probes as usize, "{} of {} probes are out", out, settings.probes);
+        let probes = machine.probes(settings);
+        prop_assert!(out <= probes as usize, "{} of {} probes are out", out, probes);
         Ok(())
     }
 

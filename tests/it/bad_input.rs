@@ -78,6 +78,7 @@ fn a_breaker_refuses_counts_and_times_that_cannot_work() {
         (new().consecutive_failures(0), "consecutive_failures = 0: must be at least 1"),
         (new().slow_call(ZERO), "slow_call = 0ns: must be longer than zero"),
         (new().probes(0), "probes = 0: must be between 1 and 1000000"),
+        (new().then_probes([3, 0]), "then_probes = 0: must each be between 1 and 1000000"),
         (new().probes(1_000_001), "probes = 1000001: must be between 1 and 1000000"),
         (new().probes(u32::MAX), "probes = 4294967295: must be between 1 and 1000000"),
         (new().probe_lease(ZERO), "probe_lease = 0ns: must be longer than zero"),

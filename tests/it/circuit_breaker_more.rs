@@ -46,6 +46,11 @@ fn take_all(breaker: &CircuitBreaker) -> Vec<Permit> {
     std::iter::from_fn(|| breaker.try_acquire().ok()).collect()
 }
 
+/// How many of so many it gives, which are given back.
+fn take_all_of(breaker: &CircuitBreaker, count: usize) -> usize {
+    (0..count).filter(|_| breaker.try_acquire().is_ok()).count()
+}
+
 // ------------------------------------------------------------------ half-open
 
 // HAZARD: B9
@@ -471,6 +476,80 @@ async fn after_a_reset_successes_are_counted_and_end_a_streak_as_before() {
         play(&breaker, "FSF");
         assert_eq!(breaker.snapshot().consecutive_failures, 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_road_is_opened_to_one_then_to_ten_then_to_all() {
+    let (breaker, heard) = heard(touchy().probes(1).then_probes([10]).probe_failure_rate(0.3));
+    play(&breaker, "F");
+    advance(secs(10)).await;
+    let all = |of: &mut dyn Iterator<Item = Permit>, verdict: Verdict| of.for_each(|permit| permit.settle(verdict));
+
+    let first = take_all(&breaker);
+    assert_eq!(first.len(), 1);
+    assert_eq!(
+        refused(&breaker).to_string(),
+        "circuit breaker `circuit_breaker` is half-open: all 1 probes are out; retry after 30.0s"
+    );
+    all(&mut first.into_iter(), Verdict::Success);
+
+    let late = {
+        let mut ten = take_all(&breaker).into_iter();
+        assert_eq!((breaker.state(), ten.len()), (State::HalfOpen, 10));
+        assert!(refused(&breaker).to_string().contains("all 10 probes are out"));
+        // Two of ten may fail; one leaves, and another goes in its place.
+        all(&mut ten.by_ref().take(2), Verdict::TRANSIENT);
+        drop(ten.next());
+        let again = take_all(&breaker);
+        assert_eq!(again.len(), 1);
+        all(&mut ten.by_ref().take(6), Verdict::Success);
+        all(&mut again.into_iter(), Verdict::Success);
+        assert_eq!(breaker.state(), State::HalfOpen, "the last may be the third that fails");
+        ten
+    };
+    all(&mut { late }, Verdict::Success);
+    assert_eq!((breaker.state(), take_all_of(&breaker, 50)), (State::Closed, 50));
+    let told: Vec<_> = heard.lock().unwrap().iter().map(|t| (t.from, t.to)).collect();
+    let (closed, open, half_open) = (State::Closed, State::Open, State::HalfOpen);
+    assert_eq!(told, [(closed, open), (open, half_open), (half_open, half_open), (half_open, closed)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_round_that_fails_or_hangs_opens_the_circuit_and_begins_with_the_first_again() {
+    let breaker = due(touchy().probes(1).then_probes([4]).probe_failure_rate(0.5)).await;
+    let failed = Verdict::TRANSIENT;
+    take_all(&breaker).into_iter().for_each(|probe| probe.settle(Verdict::Success));
+    let second = take_all(&breaker);
+    assert_eq!(second.len(), 4);
+    second.into_iter().take(2).for_each(|probe| probe.settle(failed));
+    assert_eq!(refused(&breaker).rule(), Rule::ProbesFailed);
+
+    advance(secs(60)).await;
+    let first = take_all(&breaker);
+    assert_eq!(first.len(), 1, "from the first round on");
+    first.into_iter().for_each(|probe| probe.settle(Verdict::Success));
+    let mut hung = take_all(&breaker);
+    hung.pop().unwrap().settle(Verdict::Success);
+    // Its lease is its own, from its first.
+    advance(secs(30)).await;
+    let no = refused(&breaker);
+    assert_eq!((no.rule(), no.measured(), no.threshold()), (Rule::ProbeLease, Some(1.0), Some(4.0)));
+    // What the round before left behind moves nothing.
+    hung.into_iter().for_each(|probe| probe.settle(Verdict::Success));
+    assert_eq!(breaker.state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_of_a_round_is_none_of_the_next() {
+    let breaker = due(touchy().probes(3).then_probes([2]).probe_failure_rate(0.5)).await;
+    let mut first = take_all(&breaker).into_iter();
+    first.by_ref().take(2).for_each(|probe| probe.settle(Verdict::Success));
+    let second = take_all(&breaker);
+    assert_eq!(second.len(), 2, "two of three decide the first");
+    first.for_each(|probe| probe.settle(Verdict::TRANSIENT));
+    assert_eq!(breaker.state(), State::HalfOpen);
+    second.into_iter().for_each(|probe| probe.settle(Verdict::Success));
+    assert_eq!(breaker.state(), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,6 +104,8 @@ fn a_circuit_breaker() {
     for setting in settings {
         page.says(&format!("CircuitBreaker: {setting}"), &field(&breaker, setting));
     }
+    assert_eq!(field(&breaker, "then_probes"), "[]");
+    page.says("CircuitBreaker: then_probes", "none: then all");
     assert!(format!("{breaker:?}").contains("span: Time(10s)"), "{breaker:?}");
     page.says("CircuitBreaker: window", "10 s");
     page.says("CircuitBreaker: open_time", &format!("{}, doubling", field(&breaker, "base")));
@@ -120,6 +122,8 @@ fn limits() {
     let limit = ConcurrencyLimit::builder();
     assert!(limit.clone().build().is_err());
     page.says("ConcurrencyLimit: max_in_flight", "none: it must be set");
+    assert_eq!(field(&limit, "partitions"), "[]");
+    page.says("ConcurrencyLimit: partition", "none");
     for setting in ["max_wait", "hold_back", "discipline"] {
         let shown = setting.replace("hold_back", "holds_back");
         page.says(&format!("ConcurrencyLimit: {setting}"), &field(&limit, &shown));

@@ -22,6 +22,7 @@ fn settings() -> Settings {
         count_throttled: true,
         open_time: Backoff::constant(SECOND).jitter(Jitter::None),
         probes: 1,
+        then_probes: Vec::new(),
         probe_failure_rate: 1.0,
         probe_lease: 4 * SECOND,
     }
@@ -84,7 +85,7 @@ fn what_is_read_was_published_together() {
                 shared.publish(&machine, nanos(SECOND), true);
             })
         };
-        let Published { word, until: ends, free_probes, cause } = shared.read();
+        let Published { word, until: ends, free_probes, cause, .. } = shared.read();
         let all = [(State::Closed, 0, 0, false), (State::Open, until, 0, true), (State::HalfOpen, lease_ends, 0, true)];
         assert!(all.contains(&(state_of(word), ends, free_probes, cause != 0)), "of one publication");
         moves.join().unwrap();
