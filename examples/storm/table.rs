@@ -37,6 +37,9 @@ pub fn served(rows: &[Row]) -> String {
     let mut table = head("answered, of what the oracle serves", rows);
     body(&mut table, rows, |outcome| percent(outcome.mean(|seed| seed.of_possible)));
     line(&mut table, "**mean**", each(rows, |all| format!("**{}**", percent(mean(all.map(of_possible))))));
+    // Of an outage that is total the oracle serves its last second, as that can wait for the end of it.
+    let lasts: Vec<Row> = rows.iter().filter(|(fault, _)| !fault.is_total()).cloned().collect();
+    line(&mut table, "mean, but for refuse and hang", each(&lasts, |all| percent(mean(all.map(of_possible)))));
     line(&mut table, "mean load", each(rows, |all| format!("{:.2}", mean(all.map(load)))));
     line(
         &mut table,

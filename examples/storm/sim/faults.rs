@@ -63,6 +63,11 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// Whether nobody is served while it lasts.
+    pub fn is_total(&self) -> bool {
+        matches!(self.trouble, Trouble::Refuses(Spells::WHOLE) | Trouble::Stalls(Spells::WHOLE)) && self.hosts == 1
+    }
+
     const NONE: Self = Self { name: "", about: "", trouble: Trouble::None, hosts: 1, load: 0.7, calls: 1.0 };
 
     pub const REFUSE: Self = Self {
