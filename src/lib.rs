@@ -14,6 +14,7 @@
 //! | calls hang | [`Timeout`] on each attempt, [`Deadline`] on the whole call | [which goes where](guide::stacking) |
 //! | a service says 503 now and then | [`Retry`], whose budget keeps an outage from becoming a storm | [`retry`] |
 //! | a dependency is down, and asking makes it worse | [`CircuitBreaker`] | [`circuit_breaker`] |
+//! | a dependency answers some calls and refuses others: a brown-out | [`Throttle`]: sends no more than it can take | [`throttle`] |
 //! | one call in a hundred is slow, for no reason of its own | [`Hedge`]: a second one, and whichever answers first | [`hedge`] |
 //! | we are overloaded: everything gets slow, all tasks wait for one thing | [`ConcurrencyLimit`] | [`concurrency_limit`] |
 //! | one host, or tenant, fails and takes the others with it | [`Keyed`]: one of these for each | [`keyed`] |
@@ -72,7 +73,7 @@
 //! | [`Reason`] | meaning | do |
 //! | --- | --- | --- |
 //! | [`CircuitOpen`](Reason::CircuitOpen) | the service fails, so it was not asked | use another replica or a stored answer; come back after [`retry_after`](Rejection::retry_after) |
-//! | [`Overloaded`](Reason::Overloaded) | too many calls are in flight on this side, or its runtime is late | shed: answer 503, slow down whoever sends |
+//! | [`Overloaded`](Reason::Overloaded) | too many calls are in flight on this side, its runtime is late, or the service accepts too few | shed: answer 503, slow down whoever sends |
 //! | [`Timeout`](Reason::Timeout) | one attempt was cut off | it may have taken effect; retry has done what it may |
 //! | [`DeadlineExceeded`](Reason::DeadlineExceeded) | the whole call ran out of time | give up, as your caller has |
 //! | [`ShuttingDown`](Reason::ShuttingDown) | this process stops, and begins nothing | answer 503: another instance takes it |
@@ -135,6 +136,7 @@ mod sync;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
+pub mod throttle;
 pub mod timeout;
 mod window;
 
@@ -159,5 +161,6 @@ pub use crate::{
     retry::{Retry, RetryBuilder, RetryLayer, RetryService},
     shutdown::{Shutdown, ShutdownBuilder},
     slow_poll::{SlowPoll, SlowPollLayer, SlowPollService},
+    throttle::{Throttle, ThrottleBuilder, ThrottleLayer, ThrottleService},
     timeout::{Timeout, TimeoutLayer, TimeoutService},
 };

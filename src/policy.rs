@@ -6,7 +6,8 @@
 //!
 //! Retry is outside of the breaker, so that each attempt is counted and an open circuit stops it. The limit is
 //! inside of retry, so that no permit is held during a backoff. The attempt timeout is innermost, so that it does
-//! not count the queue. The order is fixed; the single layers are there for any other.
+//! not count the queue. A [throttle](crate::throttle#in-a-policy) is asked after the breaker and before the limit. The order is
+//! fixed; the single layers are there for any other.
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
@@ -14,14 +15,17 @@ use tower::Layer;
 
 use crate::{
     CircuitBreaker, CircuitBreakerBuilder, Classify, ConcurrencyLimit, ConcurrencyLimitBuilder, ConfigError, Error,
-    Hedge, HedgeBuilder, Reject, Retry, RetryBuilder,
+    Hedge, HedgeBuilder, Reject, Retry, RetryBuilder, Throttle, ThrottleBuilder,
     call::{Beside, BodyTimes, Calls, Guard, Guarded, Holds, Parts, Repeating, ResponseFuture},
-    circuit_breaker, concurrency_limit,
+    circuit_breaker,
+    clock::now,
+    concurrency_limit,
     config::Checks,
     kind::{Cloned, Kind, Plain},
     lift::{Lift, LiftFuture},
     shutdown,
     spread::{Spread, is_sole},
+    throttle,
 };
 
 /// Deadline, retry, circuit breaker, concurrency limit and attempt timeout around a service, each of them optional,
@@ -59,6 +63,7 @@ pub struct PolicyParts<K> {
     deadline: Option<Duration>,
     retry: Option<Retry>,
     breaker: Option<CircuitBreaker>,
+    throttle: Option<Throttle>,
     limit: Option<ConcurrencyLimit>,
     /// Built alone, so others may hold it too.
     lent: Lent,
@@ -72,6 +77,7 @@ pub struct PolicyParts<K> {
 #[derive(Clone, Copy, Debug)]
 struct Lent {
     breaker: bool,
+    throttle: bool,
     limit: bool,
 }
 
@@ -230,6 +236,12 @@ impl<K> Policy<K> {
         self.parts.breaker.as_ref()
     }
 
+    /// The throttle, to look at.
+    #[must_use]
+    pub fn throttle(&self) -> Option<&Throttle> {
+        self.parts.throttle.as_ref()
+    }
+
     /// The concurrency limit, to look at or to resize.
     #[must_use]
     pub fn concurrency_limit(&self) -> Option<&ConcurrencyLimit> {
@@ -250,9 +262,10 @@ impl<K> Policy<K> {
 }
 
 impl<K> PolicyParts<K> {
-    /// Whether a policy built anew would do the same. A limit that was built alone does not count: it lives on.
+    /// Whether a policy built anew would do the same. A limit or a throttle that was built alone does not count: it lives on.
     pub(crate) fn is_settled(&self) -> bool {
         self.breaker.as_ref().is_none_or(|breaker| breaker.shared.is_as_built())
+            && self.own_throttle().is_none_or(|throttle| throttle.shared.is_calm(now))
             && self.own_limit().is_none_or(|limit| limit.shared.is_settled())
     }
 
@@ -260,7 +273,12 @@ impl<K> PolicyParts<K> {
     pub(crate) fn is_sole(&self) -> bool {
         let own_breaker = self.breaker.as_ref().filter(|_| !self.lent.breaker);
         own_breaker.is_none_or(|breaker| is_sole(Arc::strong_count(&breaker.shared)))
+            && self.own_throttle().is_none_or(|throttle| is_sole(Arc::strong_count(&throttle.shared)))
             && self.own_limit().is_none_or(|limit| is_sole(Arc::strong_count(&limit.shared)))
+    }
+
+    fn own_throttle(&self) -> Option<&Throttle> {
+        self.throttle.as_ref().filter(|_| !self.lent.throttle)
     }
 
     fn own_limit(&self) -> Option<&ConcurrencyLimit> {
@@ -326,6 +344,7 @@ impl<K> fmt::Debug for Policy<K> {
             .field("deadline", &parts.deadline)
             .field("retry", &parts.retry)
             .field("circuit_breaker", &parts.breaker)
+            .field("throttle", &parts.throttle)
             .field("concurrency_limit", &parts.limit)
             .field("timeout", &parts.timeout)
             .field("hedge", &parts.hedge)
@@ -378,6 +397,11 @@ impl<C, R, H> Parts for PolicyParts<Kind<C, R, H>> {
     #[inline]
     fn breaker(&self) -> Option<&circuit_breaker::Shared> {
         self.breaker.as_ref().map(|breaker| &*breaker.shared)
+    }
+
+    #[inline]
+    fn throttle(&self) -> Option<&throttle::Shared> {
+        self.throttle.as_ref().map(|throttle| &*throttle.shared)
     }
 
     #[inline]
@@ -447,6 +471,7 @@ macro_rules! part {
 part!(RetryBuilder, Retry);
 part!(HedgeBuilder, Hedge);
 part!(CircuitBreakerBuilder, CircuitBreaker);
+part!(ThrottleBuilder, Throttle);
 part!(ConcurrencyLimitBuilder, ConcurrencyLimit);
 
 impl<B, H> Part<B, H> {
@@ -488,6 +513,7 @@ pub struct PolicyBuilder<K = Plain> {
     deadline: Option<Duration>,
     retry: Option<Part<RetryBuilder, Retry>>,
     breaker: Option<Part<CircuitBreakerBuilder, CircuitBreaker>>,
+    throttle: Option<Part<ThrottleBuilder, Throttle>>,
     limit: Option<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>,
     timeout: Option<Duration>,
     hedge: Option<Part<HedgeBuilder, Hedge>>,
@@ -504,6 +530,7 @@ impl<K> PolicyBuilder<K> {
             deadline: None,
             retry: None,
             breaker: None,
+            throttle: None,
             limit: None,
             timeout: None,
             hedge: None,
@@ -552,6 +579,14 @@ impl<K> PolicyBuilder<K> {
         self
     }
 
+    /// How many not to ask for while the service accepts few: settings, or a [`Throttle`] to share. Where the service may hang, set
+    /// a [`timeout`](Self::timeout) with it: an attempt that is cut off by that was not accepted, while one that the deadline
+    /// cuts off says nothing.
+    pub fn throttle(mut self, throttle: impl Into<Part<ThrottleBuilder, Throttle>>) -> Self {
+        self.throttle = Some(throttle.into());
+        self
+    }
+
     /// How many may ask at once: settings, or a [`ConcurrencyLimit`] to share.
     pub fn concurrency_limit(mut self, limit: impl Into<Part<ConcurrencyLimitBuilder, ConcurrencyLimit>>) -> Self {
         self.limit = Some(limit.into());
@@ -571,8 +606,8 @@ impl<K> PolicyBuilder<K> {
         self
     }
 
-    /// Makes what this policy leaves to chance reproducible: the jitter of its backoffs and of its circuit's open times. For the
-    /// parts that this policy makes and that have no seed of their own.
+    /// Makes what this policy leaves to chance reproducible: the jitter of its backoffs and of its circuit's open times, and what
+    /// its throttle refuses. For the parts that this policy makes and that have no seed of their own.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
@@ -607,6 +642,7 @@ impl<K> PolicyBuilder<K> {
         Part::check(&self.retry, |retry| retry.check(&mut checks));
         Part::check(&self.breaker, |breaker| breaker.check(&mut checks));
         Part::check(&self.breaker, |breaker| breaker.check_deadline(&mut checks, self.deadline));
+        Part::check(&self.throttle, |throttle| throttle.check(&mut checks));
         Part::check(&self.limit, |limit| limit.check(&mut checks));
         Part::check(&self.hedge, |hedge| hedge.check(&mut checks));
         checks.finish()?;
@@ -615,6 +651,7 @@ impl<K> PolicyBuilder<K> {
         let bound = self.timeout.into_iter().chain(self.deadline).min();
         let lent = Lent {
             breaker: matches!(self.breaker, Some(Part::Shared(_))),
+            throttle: matches!(self.throttle, Some(Part::Shared(_))),
             limit: matches!(self.limit, Some(Part::Shared(_))),
         };
         let retry = Part::assemble(self.retry, |retry| {
@@ -628,9 +665,12 @@ impl<K> PolicyBuilder<K> {
                 told(shutdown, hedge, HedgeBuilder::shutdown).assemble(name, budget)
             }),
             retry,
-            // Another one, so that the two are not in step.
+            // Another one each, so that they are not in step.
             breaker: Part::assemble(self.breaker, |breaker| {
                 breaker.seed_by_default(self.seed.map(|seed| seed.wrapping_add(1))).assemble(name, bound)
+            }),
+            throttle: Part::assemble(self.throttle, |throttle| {
+                throttle.seed_by_default(self.seed.map(|seed| seed.wrapping_add(2))).assemble(name)
             }),
             limit: Part::assemble(self.limit, |limit| {
                 told(shutdown, limit, ConcurrencyLimitBuilder::shutdown).assemble(name)
@@ -671,8 +711,9 @@ impl<C, R, H> PolicyBuilder<Kind<C, R, H>> {
     }
 
     fn with_kind<K2>(self, with: impl FnOnce(Kind<C, R, H>) -> K2) -> PolicyBuilder<K2> {
-        let Self { name, deadline, retry, breaker, limit, timeout, hedge, body, seed, shutdown, kind } = self;
-        PolicyBuilder { name, deadline, retry, breaker, limit, timeout, hedge, body, seed, shutdown, kind: with(kind) }
+        let Self { name, deadline, retry, breaker, throttle, limit, timeout, hedge, body, seed, shutdown, kind } = self;
+        let kind = with(kind);
+        PolicyBuilder { name, deadline, retry, breaker, throttle, limit, timeout, hedge, body, seed, shutdown, kind }
     }
 }
 

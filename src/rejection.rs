@@ -32,7 +32,8 @@ use crate::clock::nanos;
 pub enum Reason {
     /// The circuit breaker is open, or half-open with all its probes out.
     CircuitOpen,
-    /// The concurrency limit and its queue are full, the wait in the queue was too long, or the runtime is late.
+    /// The concurrency limit and its queue are full, the wait in the queue was too long, the runtime is late, or the service accepts
+    /// too few calls.
     Overloaded,
     /// One attempt took longer than the attempt timeout.
     Timeout,
@@ -78,6 +79,8 @@ pub enum Rule {
     TooLate,
     /// The runtime itself is late, by more than it may be.
     RuntimeLate,
+    /// The service accepts too small a share of the calls: so many are not sent at all, by chance.
+    AcceptRate,
     /// The attempt timeout.
     AttemptTimeout,
     /// The body of the response was silent for too long.
@@ -109,14 +112,15 @@ impl Rule {
             | Rule::MaxWait
             | Rule::QueueStands
             | Rule::TooLate
-            | Rule::RuntimeLate => Reason::Overloaded,
+            | Rule::RuntimeLate
+            | Rule::AcceptRate => Reason::Overloaded,
             Rule::AttemptTimeout | Rule::BodyIdle | Rule::BodyTimeout => Reason::Timeout,
             Rule::Deadline => Reason::DeadlineExceeded,
             Rule::Draining | Rule::Stopping => Reason::ShuttingDown,
         }
     }
 
-    pub(crate) const ALL: [Rule; 19] = [
+    pub(crate) const ALL: [Rule; 20] = [
         Rule::FailureRate,
         Rule::SlowCallRate,
         Rule::ConsecutiveFailures,
@@ -130,6 +134,7 @@ impl Rule {
         Rule::QueueStands,
         Rule::TooLate,
         Rule::RuntimeLate,
+        Rule::AcceptRate,
         Rule::AttemptTimeout,
         Rule::BodyIdle,
         Rule::BodyTimeout,
@@ -155,6 +160,7 @@ impl Rule {
             Rule::QueueStands => "queue_stands",
             Rule::TooLate => "too_late",
             Rule::RuntimeLate => "runtime_late",
+            Rule::AcceptRate => "accept_rate",
             Rule::AttemptTimeout => "attempt_timeout",
             Rule::BodyIdle => "body_idle",
             Rule::BodyTimeout => "body_timeout",
@@ -360,6 +366,9 @@ impl fmt::Display for Rejection {
             }
             Reason::CircuitOpen => write!(f, "circuit breaker `{name}` is open: ")?,
             Reason::Overloaded if self.rule == Rule::RuntimeLate => write!(f, "runtime of `{name}` is overloaded: ")?,
+            Reason::Overloaded if self.rule == Rule::AcceptRate => {
+                write!(f, "service behind `{name}` is overloaded: ")?
+            }
             Reason::Overloaded => write!(f, "concurrency limit `{name}` is overloaded: ")?,
             Reason::Timeout if matches!(self.rule, Rule::BodyIdle | Rule::BodyTimeout) => {
                 write!(f, "response of `{name}` timed out: ")?
@@ -382,6 +391,7 @@ impl fmt::Display for Rejection {
             Rule::QueueStands => write!(f, "waited {measured:.3} s in a queue that stands, {threshold:.3} s allowed")?,
             Rule::TooLate => write!(f, "{measured:.3} s left, {threshold:.3} s needed")?,
             Rule::RuntimeLate => write!(f, "{measured:.3} s late, {threshold:.3} s allowed")?,
+            Rule::AcceptRate => write!(f, "accept rate {measured:.2} < {threshold:.2}")?,
             Rule::AttemptTimeout => write!(f, "{measured:.3} s, {threshold:.3} s allowed")?,
             Rule::BodyIdle => write!(f, "its body was silent for {threshold:.3} s")?,
             Rule::BodyTimeout => write!(f, "its body took more than {threshold:.3} s")?,

@@ -22,6 +22,8 @@ const NO_EXAMPLE: &[(&str, &[&str])] = &[
             "buttress::policy::PolicyParts",
             "buttress::hedge::HedgeParts",
             "buttress::retry::RetryParts",
+            "buttress::throttle::Shared",
+            "buttress::throttle::ThrottleParts",
         ],
     ),
     (

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{Asks, Breaker, ConcurrencyLimit, Ended, Holds, Parts, Queued, Share, Took, Turn, slot::Wait};
+use super::{Asks, Breaker, ConcurrencyLimit, Ended, Holds, Parts, Queued, Share, Throttle, Took, Turn, slot::Wait};
 use crate::{
     Reason, Rejection, Rule, Verdict,
     clock::{after, nanos, now},
@@ -161,6 +161,10 @@ impl Claims {
             let Some(ticket) = breaker.admit() else { return false };
             self.ticket = ticket;
         }
+        // Then it is up to chance, which is drawn once for an attempt: not here.
+        if parts.throttle().is_some_and(Throttle::is_wary) {
+            return false;
+        }
         if let Some(limit) = parts.limit() {
             if !limit.try_acquire() {
                 return false;
@@ -177,6 +181,7 @@ impl Claims {
             guard.check_with(now).inspect_err(Rejection::log)?;
         }
         self.ask_breaker(parts)?;
+        self.ask_throttle(parts)?;
         let Some(limit) = parts.limit() else { return Ok(Entry::Admitted) };
         let mut asks = Asks::default();
         if limit.is_timed() {
@@ -219,6 +224,19 @@ impl Claims {
                 },
             };
             self.owing = true;
+        }
+        Ok(())
+    }
+
+    /// After the breaker, whose probes are not left to chance; once for an attempt, also if that waits.
+    #[inline(always)]
+    fn ask_throttle<P: Parts>(&mut self, parts: &P) -> Result<(), Rejection> {
+        if let Some(throttle) = parts.throttle().filter(|_| !Breaker::is_probe(self.ticket)) {
+            if let Err(rejection) = throttle.ask(now) {
+                self.settle_neutral(parts);
+                rejection.log();
+                return Err(rejection);
+            }
         }
         Ok(())
     }
@@ -607,6 +625,9 @@ impl Claims {
     /// It took longer than it may.
     #[cold]
     fn settle_timeout<P: Parts>(&mut self, parts: &P) {
+        if let Some(throttle) = parts.throttle() {
+            throttle.settle(Verdict::TRANSIENT, now);
+        }
         self.release(parts, Ended::GivenUp);
         self.tell(parts, Verdict::TRANSIENT);
     }

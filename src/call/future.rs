@@ -18,7 +18,7 @@ use super::{
     second::{Seat, SeatOf, Second, lose, succeed},
     slot::{Slot, Wait},
 };
-use crate::{Classify, Outcome, Reason, Reject, Rejection, Verdict};
+use crate::{Classify, Outcome, Reason, Reject, Rejection, Verdict, clock::now};
 
 /// The future of every service in this crate, and of its plain async functions.
 ///
@@ -353,6 +353,7 @@ where
     if parts.breaker().is_none()
         && parts.retry().is_none()
         && parts.hedge().is_none()
+        && parts.throttle().is_none()
         && parts.limit().is_none_or(|limit| !limit.is_adaptive())
     {
         if !lasts {
@@ -365,6 +366,9 @@ where
         Outcome::Ok(res) => match claims.look(|| parts.classify().classify(Ok(res))) {
             Verdict::Success => {
                 claims.learn(parts);
+                if let Some(throttle) = parts.throttle() {
+                    throttle.accept(now);
+                }
                 if lasts {
                     claims.answered(parts, Verdict::Success);
                 } else {
@@ -399,6 +403,9 @@ fn weigh<P: Parts>(claims: &mut Claims, parts: &P, verdict: Verdict, throttled: 
     };
     if verdict == Verdict::Permanent {
         claims.learn(parts);
+    }
+    if let Some(throttle) = parts.throttle() {
+        throttle.settle(verdict, now);
     }
     if !lasts {
         claims.settle(parts, verdict);

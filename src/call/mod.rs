@@ -3,11 +3,11 @@
 //!
 //! A call passes in three steps:
 //!
-//! - **admit** ([`core`]): deadline, lag guard, circuit breaker, concurrency limit, in this order; the future's polls go on
-//!   with it if the call must queue;
+//! - **admit** ([`core`]): deadline, lag guard, circuit breaker, throttle, concurrency limit, in this order; the future's
+//!   polls go on with it if the call must queue;
 //! - **run** ([`future`]): poll the inner future, arm one timer when it is first found pending; [`second`]: what runs beside it;
-//! - **settle** ([`core`]): classify, tell the breaker, release; on drop: release, with the cancel rule. What is to last
-//!   until the end of the response's body goes on in it (`rest`).
+//! - **settle** ([`core`]): classify, tell the breaker and the throttle, release; on drop: release, with the cancel rule. What
+//!   is to last until the end of the response's body goes on in it (`rest`).
 //!
 //! [`guarded`] is the layer and the service, [`attempts`] is where a further attempt comes from.
 
@@ -45,6 +45,7 @@ use crate::{
     lag::LagGuard,
     retry::Retry,
     spread::Spread,
+    throttle::Shared as Throttle,
 };
 
 /// What a call passes through. Parts that a pattern does not have are `None` at compile time.
@@ -95,6 +96,12 @@ pub trait Parts {
     /// Whether the service is worth asking.
     #[inline]
     fn breaker(&self) -> Option<&Breaker> {
+        None
+    }
+
+    /// How many calls the service is to be spared.
+    #[inline]
+    fn throttle(&self) -> Option<&Throttle> {
         None
     }
 

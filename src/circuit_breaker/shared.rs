@@ -249,7 +249,7 @@ impl Shared {
     }
 
     /// Whether this call is a probe: somebody waits for what it says.
-    #[cfg(feature = "http")]
+    #[inline]
     pub(crate) fn is_probe(ticket: u64) -> bool {
         ticket & ASK != 0
     }

@@ -15,7 +15,8 @@
 //! | --- | --- |
 //! | [`CircuitBreaker`](crate::CircuitBreaker) | in the state that it was built in: closed (or in shadow mode, if built so). An open, half-open or forced circuit is never forgotten |
 //! | [`ConcurrencyLimit`](crate::ConcurrencyLimit) | nothing is in flight, nobody waits; and one that [adapts](crate::ConcurrencyLimitBuilder::adaptive) holds nothing back and is not below one |
-//! | [`Policy`](crate::Policy) | its breaker and its limit are; a limit that was [built alone](crate::PolicyBuilder::concurrency_limit) is not asked, as it lives on |
+//! | [`Throttle`](crate::Throttle) | nothing is to be refused, or all that speaks against the service has slid out of its window |
+//! | [`Policy`](crate::Policy) | its breaker, its throttle and its limit are; a limit or a throttle that was [built alone](crate::PolicyBuilder::concurrency_limit) is not asked, as it lives on |
 //! | [`Retry`](crate::Retry), [`Timeout`](crate::Timeout) | always |
 //!
 //! and nobody else holds it: no clone, no permit, no service made of it, no call. So a limit can never be doubled by
@@ -23,7 +24,7 @@
 //! several keys share, is never forgotten. What goes with a handle that is forgotten is what its window has counted, a
 //! retry's budget, and a limit's [`resize`](crate::ConcurrencyLimit::resize).
 //!
-//! There is no task and no clock: room is made by whoever needs it.
+//! There is no task and no timer: room is made by whoever needs it.
 //!
 //! # When there is no room
 //!

@@ -4,22 +4,24 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     ByResult, CircuitBreaker, CircuitBreakerBuilder, Cloned, ConcurrencyLimit, ConcurrencyLimitBuilder, ConfigError,
-    Policy, PolicyBuilder, Retry, RetryBuilder, Timeout,
+    Policy, PolicyBuilder, Retry, RetryBuilder, Throttle, ThrottleBuilder, Timeout,
     call::{Holds, Inline, Parts},
     circuit_breaker::{self, BreakerParts},
+    clock::now,
     concurrency_limit::{self, LimitParts},
     policy::PolicyParts,
     retry::RetryParts,
     spread::{Spread, is_sole},
+    throttle::{self, ThrottleParts},
 };
 
 /// A handle of which a [`Keyed`](super::Keyed) can keep one for each key: [`CircuitBreaker`], [`ConcurrencyLimit`],
-/// [`Policy`], [`Retry`] and [`Timeout`].
+/// [`Policy`], [`Retry`], [`Throttle`] and [`Timeout`].
 ///
 /// It is sealed, as what it asks is asked under a lock: for several at once there is [`Policy`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be kept by key",
-    note = "a `CircuitBreaker`, `ConcurrencyLimit`, `Policy`, `Retry` or `Timeout` can; several for one key are a `Policy`"
+    note = "a `CircuitBreaker`, `ConcurrencyLimit`, `Policy`, `Retry`, `Throttle` or `Timeout` can; several for one key are a `Policy`"
 )]
 pub trait PerKey: Sealed {}
 
@@ -61,7 +63,7 @@ pub trait Settings: Clone + Send + Sync + 'static {
     fn make(self) -> Result<Self::Handle, ConfigError>;
 }
 
-/// Reads our own atomics only, since it runs under a lock.
+/// Reads our own atomics and the clock only, since it runs under a lock.
 pub trait Sealed: Clone + fmt::Debug + Send + Sync + 'static {
     /// What a call holds of it.
     type Local: Holds;
@@ -80,7 +82,7 @@ pub trait Sealed: Clone + fmt::Debug + Send + Sync + 'static {
         true
     }
 
-    /// Whether one made anew would do the same. What its window has counted does not matter.
+    /// Whether one made anew would do the same. What its window has counted does not matter, unless calls are refused for it.
     fn is_settled(&self) -> bool {
         true
     }
@@ -117,6 +119,23 @@ impl Sealed for ConcurrencyLimit {
 
     fn is_settled(&self) -> bool {
         self.shared.is_settled()
+    }
+}
+
+impl Sealed for Throttle {
+    type Local = Inline<ThrottleParts<Arc<throttle::Shared>, ByResult>>;
+
+    #[inline]
+    fn into_local(self) -> Self::Local {
+        Inline(ThrottleParts { throttle: self.shared, classify: ByResult })
+    }
+
+    fn is_sole(&self) -> bool {
+        is_sole(Arc::strong_count(&self.shared))
+    }
+
+    fn is_settled(&self) -> bool {
+        self.shared.is_calm(now)
     }
 }
 
@@ -183,7 +202,8 @@ macro_rules! settings {
 settings!(
     CircuitBreakerBuilder => CircuitBreaker,
     ConcurrencyLimitBuilder => ConcurrencyLimit,
-    RetryBuilder => Retry
+    RetryBuilder => Retry,
+    ThrottleBuilder => Throttle
 );
 
 impl<K: Clone + Send + Sync + 'static> Settings for PolicyBuilder<K>

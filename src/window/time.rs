@@ -135,6 +135,11 @@ impl TimeWindow {
         totals
     }
 
+    /// When all that was recorded by `now` will have fallen out.
+    pub(crate) fn outlived_at(&self, now: u64) -> u64 {
+        (now / self.width).saturating_add(BUCKETS as u64).saturating_mul(self.width)
+    }
+
     /// Empties every word and tags it for a new generation.
     pub(crate) fn reset(&self, now: u64, generation: u64) {
         let oldest = oldest(self.advance(now, generation));

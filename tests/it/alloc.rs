@@ -15,7 +15,7 @@ use std::{
 
 use buttress::{
     CircuitBreaker, Cloned, ConcurrencyLimit, Deadline, DeadlineLayer, Error, Hedge, Keyed, LagGuard, Lift, Policy,
-    Rejection, Retry, Rule, Shutdown, SlowPoll, Timeout, Verdict, circuit_breaker::State,
+    Rejection, Retry, Rule, Shutdown, SlowPoll, Throttle, Timeout, Verdict, circuit_breaker::State,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, Service};
@@ -136,13 +136,22 @@ fn lag_guard() -> LagGuard {
     guard
 }
 
-/// All six parts, none of which stands in a call's way.
+/// Refuses by a chance that is too small to be met.
+fn wary_throttle() -> Throttle {
+    let throttle = Throttle::google().max_rejection(f64::MIN_POSITIVE).build().unwrap();
+    (0..1_000).for_each(|_| _ = now(throttle.call(async { Err::<(), _>("busy") })));
+    assert!(throttle.snapshot().rejection_probability > 0.0);
+    throttle
+}
+
+/// All seven parts, none of which stands in a call's way.
 fn policy() -> Policy<Cloned> {
     Policy::cloned("all")
         .deadline(secs(5))
         .retry(retry())
         .hedge(hedge())
         .circuit_breaker(breaker())
+        .throttle(Throttle::google())
         .concurrency_limit(limit(8, 8))
         .timeout(secs(1))
         .build()
@@ -209,6 +218,8 @@ macro_rules! for_each_layer {
         $check!("circuit breaker, time", breaker().layer().layer($inner));
         let of_calls = CircuitBreaker::builder().window_calls(100).slow_call_rate(0.5).build().unwrap();
         $check!("circuit breaker, calls", of_calls.layer().layer($inner));
+        $check!("throttle", Throttle::google().build().unwrap().layer().layer($inner));
+        $check!("throttle, of a service that fails", wary_throttle().layer().layer($inner));
         $check!("concurrency limit", limit(8, 8).layer().layer($inner));
         $check!("policy", policy().layer().layer($inner));
         $check!("policy of a lifted service", policy().wrap($inner));
@@ -327,6 +338,18 @@ fn only_a_call_that_must_wait_arms_a_timer() {
 
 fn rejects<T: Debug, E: Debug>(outcome: Result<T, Error<E>>, rule: Rule) {
     assert_eq!(outcome.unwrap_err().rejection().map(Rejection::rule), Some(rule));
+}
+
+// HAZARD: C10
+#[test]
+fn a_throttle_allocates_nothing_to_say_no() {
+    for builder in [Throttle::google(), Throttle::envoy()] {
+        let throttle = builder.aggression(f64::MAX).max_rejection(1.0).build().unwrap();
+        assert!(now(throttle.call(ready(Err::<(), _>("busy")))).is_err());
+        allocates_nothing(|| rejects(now(throttle.call(ready(Ok::<_, &str>(7)))), Rule::AcceptRate));
+        let mut service = throttle.layer().layer(Echo);
+        allocates_nothing(|| rejects(ask(&mut service), Rule::AcceptRate));
+    }
 }
 
 // HAZARD: C10, B16

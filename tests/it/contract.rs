@@ -13,7 +13,7 @@ mod types;
 
 use buttress::{
     Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConcurrencyLimitBuilder, DeadlineLayer, Jitter,
-    Keyed, LagGuard, Policy, Rejection, Retry, RetryBuilder, Timeout, Verdict,
+    Keyed, LagGuard, Policy, Rejection, Retry, RetryBuilder, Throttle, ThrottleBuilder, Timeout, Verdict,
 };
 use tokio::time::sleep;
 use tower::{
@@ -45,6 +45,11 @@ fn limit() -> ConcurrencyLimitBuilder {
     ConcurrencyLimit::builder().max_in_flight(4).max_queue(2_000).max_wait(secs(1))
 }
 
+/// Counts, and is asked, but leaves nothing to chance.
+fn throttle() -> ThrottleBuilder {
+    Throttle::google().max_rejection(f64::MIN_POSITIVE)
+}
+
 fn retry() -> RetryBuilder {
     Retry::constant(ms(50)).jitter(Jitter::None).max_attempts(3).without_budget()
 }
@@ -73,6 +78,10 @@ fn lag_guard() -> Subject {
     Subject::of(LagGuard::builder().max_lag(secs(100)).start().unwrap().layer())
 }
 
+fn throttled() -> Subject {
+    Subject::of(throttle().build().unwrap().layer())
+}
+
 fn concurrency_limit() -> Subject {
     let limit = limit().build().unwrap();
     Subject { limit: Some(limit.clone()), ..Subject::of(limit.layer()) }
@@ -83,6 +92,7 @@ fn policy() -> Subject {
         .deadline(secs(60))
         .retry(retry())
         .circuit_breaker(breaker())
+        .throttle(throttle())
         .concurrency_limit(limit())
         .timeout(secs(10))
         .build()
@@ -114,6 +124,7 @@ fn keyed_policy() -> Subject {
         .deadline(secs(60))
         .retry(retry())
         .circuit_breaker(breaker())
+        .throttle(throttle())
         .concurrency_limit(limit())
         .timeout(secs(10));
     let keyed = Keyed::each(each).build().unwrap();
@@ -327,5 +338,15 @@ macro_rules! contract {
     };
 }
 
-contract![timeout, deadline, retrying, lag_guard, circuit_breaker, concurrency_limit, policy, policy_of_nothing];
+contract![
+    timeout,
+    deadline,
+    retrying,
+    lag_guard,
+    circuit_breaker,
+    throttled,
+    concurrency_limit,
+    policy,
+    policy_of_nothing
+];
 contract![keyed_circuit_breaker, keyed_concurrency_limit, keyed_policy];

@@ -34,6 +34,7 @@ mod simulation;
 mod slow_poll;
 mod storm;
 mod testing;
+mod throttle;
 mod timeout;
 mod ui;
 mod unwinding;

@@ -11,7 +11,7 @@ use std::{
 
 use buttress::{
     Backoff, CircuitBreaker, ConcurrencyLimit, DeadlineLayer, Error, Jitter, Keyed, LiftLayer, Policy, Retry, Rule,
-    Shutdown, Timeout,
+    Shutdown, Throttle, Timeout,
     shutdown::{Closed, Force, Signal, State},
 };
 use tokio::{
@@ -43,9 +43,12 @@ async fn handles_show_their_name_and_where_they_stand() {
                     reason: Overloaded, rule: LimitReached }";
     assert_eq!((refused.rule(), shown(&refused).as_str()), (Rule::LimitReached, expected));
 
+    let throttle = Throttle::google().name("stock").build().unwrap();
+    assert_eq!(shown(&throttle), r#"Throttle { name: "stock", refuses: false }"#);
+
     let policy = Policy::plain("api").deadline(secs(1)).circuit_breaker(&breaker).timeout(ms(100)).build().unwrap();
     let expected = "Policy { name: \"api\", deadline: Some(1s), retry: None, \
-                    circuit_breaker: Some(CircuitBreaker { name: \"stock\", state: ForcedOpen }), \
+                    circuit_breaker: Some(CircuitBreaker { name: \"stock\", state: ForcedOpen }), throttle: None, \
                     concurrency_limit: None, timeout: Some(100ms), hedge: None, .. }";
     assert_eq!((policy.name(), shown(&policy).as_str()), ("api", expected));
     assert_eq!(Timeout::new(ms(100)).duration(), ms(100));

@@ -39,7 +39,7 @@ proptest! {
 }
 
 /// Every move of a circuit, every rule to reject by, every way to end: without these the runs above would prove little.
-const COMES_ABOUT: [&str; 51] = [
+const COMES_ABOUT: [&str; 52] = [
     "Closed -> Closed",
     "Closed -> ForcedClosed",
     "Closed -> ForcedOpen",
@@ -77,6 +77,7 @@ const COMES_ABOUT: [&str; 51] = [
     "panicked",
     "panicked in `call`",
     "queued",
+    "rejected: AcceptRate",
     "rejected: AttemptTimeout",
     "rejected: ConsecutiveFailures",
     "rejected: Deadline",

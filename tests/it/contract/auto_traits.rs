@@ -101,6 +101,8 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::SlowPoll,
         buttress::SlowPollLayer,
         buttress::SlowPollService<All>,
+        buttress::Throttle,
+        buttress::ThrottleBuilder,
         buttress::Timeout,
         buttress::UntilHeaders,
         buttress::Verdict,
@@ -159,6 +161,9 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::shutdown::Trigger,
         buttress::shutdown::Why,
         buttress::slow_poll::Watched<All>,
+        buttress::throttle::Shared,
+        buttress::throttle::Snapshot,
+        buttress::throttle::ThrottleParts<All, All>,
         buttress::CircuitBreaker,
         buttress::CircuitBreakerBuilder,
         CircuitBreakerLayer,
@@ -215,7 +220,8 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::retry::RetryParts<All, Nothing>,
         buttress::shutdown::InFlightFuture<Nothing, All>,
         buttress::shutdown::InFlightService<Nothing, All>,
-        buttress::slow_poll::Watched<Nothing>;
+        buttress::slow_poll::Watched<Nothing>,
+        buttress::throttle::ThrottleParts<All, Nothing>;
     }
 }
 

@@ -5,8 +5,8 @@ use std::{convert::Infallible, io};
 use buttress::{
     CircuitBreaker, CircuitBreakerService, Cloned, ConcurrencyLimit, ConcurrencyLimitService, DeadlineService, Error,
     Hedge, HedgeService, Keyed, KeyedService, LagGuard, LagGuardService, Lift, Plain, Policy, PolicyService, Rejection,
-    Retry, RetryService, SlowPoll, SlowPollService, Timeout, TimeoutService, Verdict, circuit_breaker,
-    concurrency_limit,
+    Retry, RetryService, SlowPoll, SlowPollService, Throttle, ThrottleService, Timeout, TimeoutService, Verdict,
+    circuit_breaker, concurrency_limit,
     shutdown::{Calls, InFlightService},
 };
 use tower::Service;
@@ -41,6 +41,7 @@ fn futures_have_the_size_of_the_table() {
         FutureOf<HedgeService<Echo>> => 232,
         FutureOf<LagGuardService<Echo>> => 232,
         FutureOf<CircuitBreakerService<Echo>> => 232,
+        FutureOf<ThrottleService<Echo>> => 232,
         FutureOf<ConcurrencyLimitService<Echo>> => 232,
         FutureOf<PolicyService<Echo, Plain>> => 232,
         FutureOf<PolicyService<Echo, Cloned>> => 232,
@@ -48,6 +49,7 @@ fn futures_have_the_size_of_the_table() {
         FutureOf<ByKey<Timeout>> => 256,
         FutureOf<ByKey<CircuitBreaker>> => 232,
         FutureOf<ByKey<ConcurrencyLimit>> => 232,
+        FutureOf<ByKey<Throttle>> => 232,
         FutureOf<ByKey<Policy>> => 232,
         FutureOf<InFlightService<Echo, Calls>> => 80,
     }
@@ -72,6 +74,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         Retry => 120,
         Hedge => 8,
         LagGuard => 8,
+        Throttle => 8,
         Policy => 8,
         Keyed<u64, Policy> => 8,
         circuit_breaker::Permit => 32,
@@ -84,6 +87,7 @@ fn rejections_handles_and_services_have_the_size_of_the_table() {
         RetryService<()> => 8,
         HedgeService<()> => 8,
         LagGuardService<()> => 8,
+        ThrottleService<()> => 8,
         CircuitBreakerService<()> => 32,
         ConcurrencyLimitService<()> => 8,
         PolicyService<()> => 8,

@@ -243,6 +243,7 @@ fn each_rule_has_its_name_and_its_reason() {
         (Rule::QueueStands, "queue_stands", Reason::Overloaded),
         (Rule::TooLate, "too_late", Reason::Overloaded),
         (Rule::RuntimeLate, "runtime_late", Reason::Overloaded),
+        (Rule::AcceptRate, "accept_rate", Reason::Overloaded),
         (Rule::AttemptTimeout, "attempt_timeout", Reason::Timeout),
         (Rule::BodyIdle, "body_idle", Reason::Timeout),
         (Rule::BodyTimeout, "body_timeout", Reason::Timeout),

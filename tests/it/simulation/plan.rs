@@ -2,13 +2,13 @@
 
 use buttress::{
     Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConcurrencyLimitBuilder, Jitter, Retry,
-    RetryBuilder,
+    RetryBuilder, Throttle, ThrottleBuilder,
     concurrency_limit::{Discipline, Headroom},
     retry::Budget,
 };
 use proptest::{collection::vec, prelude::*};
 
-use crate::support::ms;
+use crate::support::{ms, secs};
 
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -18,6 +18,7 @@ pub struct Plan {
     pub outer_deadline: Option<u64>,
     pub retry: Option<Retries>,
     pub breaker: Option<Breaker>,
+    pub throttle: Option<Throttling>,
     pub limit: Option<Limit>,
     pub timeout: Option<u64>,
     /// After how long it asks once more.
@@ -52,6 +53,15 @@ pub struct Breaker {
     pub probes: u32,
     pub lease: u64,
     pub shadow: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Throttling {
+    pub envoy: bool,
+    /// In percent.
+    pub most: u32,
+    /// In seconds.
+    pub window: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -130,7 +140,7 @@ pub enum Force {
 
 /// A plan is made of numbers, and the smaller they are, the simpler it is: so it shrinks, and is made in no time.
 pub fn plan() -> impl Strategy<Value = Plan> {
-    (vec(any::<u32>(), 64), vec(any::<u32>(), 1..28)).prop_map(|(numbers, steps)| {
+    (vec(any::<u32>(), 64), vec(any::<u32>(), 1..28), vec(any::<u32>(), 4)).prop_map(|(numbers, steps, more)| {
         let mut draws = Draws(&numbers);
         // Each draws what it draws, whether it is there or not, so that leaving it out leaves the others as they are.
         let mut plan = Plan {
@@ -143,6 +153,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
             ready_after: draws.maybe(20, |draws| draws.between(1, 20)).unwrap_or(0),
             retry: draws.maybe(70, retries),
             breaker: draws.maybe(70, breaker),
+            throttle: None,
             limit: draws.maybe(70, limit),
             deeds: (0..=draws.below(5)).map(|_| deed(&mut draws)).collect(),
             steps: steps.into_iter().map(step).collect(),
@@ -151,6 +162,7 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         let adaptive = draws.is(30);
         plan.limit.iter_mut().for_each(|limit| limit.adaptive = adaptive);
         plan.hedge = draws.maybe(30, |draws| draws.below(40));
+        plan.throttle = Draws(&more).maybe(30, throttle);
         plan
     })
 }
@@ -200,6 +212,10 @@ fn breaker(draws: &mut Draws<'_>) -> Breaker {
         lease: draws.between(1, 60),
         shadow: draws.is(10),
     }
+}
+
+fn throttle(draws: &mut Draws<'_>) -> Throttling {
+    Throttling { envoy: draws.is(50), most: draws.between(1, 101) as u32, window: draws.between(1, 10) }
 }
 
 fn limit(draws: &mut Draws<'_>) -> Limit {
@@ -286,6 +302,13 @@ impl Breaker {
         let breaker = self.consecutive.map_or(breaker.clone(), |failures| breaker.consecutive_failures(failures));
         let breaker = if self.slow_rate { breaker.slow_call_rate(0.5).slow_call(ms(4)) } else { breaker };
         if self.shadow { breaker.shadow() } else { breaker }
+    }
+}
+
+impl Throttling {
+    pub fn builder(&self) -> ThrottleBuilder {
+        let throttle = if self.envoy { Throttle::envoy() } else { Throttle::google() };
+        throttle.max_rejection(f64::from(self.most) / 100.0).window(secs(self.window))
     }
 }
 

@@ -164,6 +164,9 @@ impl World {
             let tell = move |moved: &Transition| listener.upgrade().expect("somebody watches").moved(moved);
             policy = policy.circuit_breaker(breaker.builder().on_transition(tell));
         }
+        if let Some(throttle) = &plan.throttle {
+            policy = policy.throttle(throttle.builder());
+        }
         if let Some(limit) = &plan.limit {
             policy = policy.concurrency_limit(limit.builder());
         }

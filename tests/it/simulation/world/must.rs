@@ -62,6 +62,7 @@ impl World {
                 let comes_back = no.retry_after().is_some_and(|wait| !wait.is_zero());
                 self.plan.breaker.is_some() && comes_back == (no.rule() != Rule::Forced)
             }
+            Reason::Overloaded if no.rule() == Rule::AcceptRate => self.may_throttle(no),
             Reason::Overloaded => {
                 let (Some(limit), Some(plan)) = (self.policy.concurrency_limit(), &self.plan.limit) else {
                     return false;
@@ -79,6 +80,25 @@ impl World {
             Reason::ShuttingDown => self.shutdown.as_ref().is_some_and(shutdown::Handle::is_draining),
             _ => false,
         }
+    }
+
+    fn may_throttle(&self, no: &Rejection) -> bool {
+        let (Some(throttle), Some((rate, least))) = (self.policy.throttle(), no.measured().zip(no.threshold())) else {
+            return false;
+        };
+        throttle.snapshot().rejected > 0 && rate < least && no.retry_after().is_none()
+    }
+
+    /// What is counted is what the service has answered, or was cut off by the attempt timeout; and what was refused, if that counts.
+    fn check_throttle(&self, ended: usize) -> Result<(), String> {
+        let (Some(throttle), Some(plan)) = (self.policy.throttle(), &self.plan.throttle) else { return Ok(()) };
+        let seen = throttle.snapshot();
+        let refused = if plan.envoy { 0 } else { seen.rejected };
+        // Where the service takes its time to be ready, who is cut off then was never seen.
+        let counted = seen.requests <= ended as u64 + refused || self.plan.ready_after > 0;
+        let most = f64::from(plan.most) / 100.0;
+        let is_chance = (0.0..=most).contains(&seen.rejection_probability);
+        require(counted && is_chance && seen.accepts <= seen.requests, || format!("{ended} have ended: {seen:?}"))
     }
 
     pub(super) fn check(&mut self) -> Result<(), String> {
@@ -101,7 +121,9 @@ impl World {
         }
 
         let (running, probing) = (seen.running(), seen.probing().count());
+        let ended = seen.attempts.len() - running;
         drop(seen);
+        self.check_throttle(ended)?;
         self.check_budget()?;
         if self.policy.concurrency_limit().is_some_and(|limit| limit.waiting() > 1) {
             self.reach("queued");
