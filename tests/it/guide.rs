@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt::Debug, time::Duration};
 
 use buttress::{
-    Backoff, CircuitBreaker, ConcurrencyLimit, Keyed, Policy, Retry, Shutdown,
+    Backoff, CircuitBreaker, ConcurrencyLimit, Keyed, LagGuard, Policy, Retry, Shutdown, Throttle,
     circuit_breaker::WhenOpen,
     concurrency_limit::{Aimd, Gradient2, Headroom, Limit, Vegas},
     retry::Budget,
@@ -117,6 +117,34 @@ fn a_circuit_breaker() {
 }
 
 #[test]
+fn throttles() {
+    let mut page = Page::read();
+    let (google, envoy) = (Throttle::google(), Throttle::envoy());
+    for setting in ["window", "aggression", "max_rejection", "min_calls_per_second"] {
+        page.says(&format!("Throttle: {setting}"), &field(&google, setting));
+    }
+    for setting in ["window", "max_rejection"] {
+        page.says(&format!("Throttle: envoy: {setting}"), &field(&envoy, setting));
+    }
+    for setting in ["aggression", "min_calls_per_second"] {
+        assert_eq!(field(&google, setting), field(&envoy, setting));
+    }
+    let allowed = |shown: &str| {
+        shown.trim_start_matches("Multiplier(").trim_start_matches("Rate(").trim_end_matches(".0").to_owned()
+    };
+    page.says("Throttle: multiplier", &allowed(&field(&google, "allowance")));
+    page.says("Throttle: envoy: accept_rate", &allowed(&field(&envoy, "allowance")));
+}
+
+#[test]
+fn a_lag_guard() {
+    let mut page = Page::read();
+    let guard = LagGuard::builder();
+    page.says("LagGuard: max_lag", &field(&guard, "max_lag"));
+    page.says("LagGuard: period", &field(&guard, "period"));
+}
+
+#[test]
 fn limits() {
     let mut page = Page::read();
     let limit = ConcurrencyLimit::builder();
@@ -175,7 +203,7 @@ async fn as_many_wait_as_may_be_in_flight() {
 fn policies() {
     let mut page = Page::read();
     let nothing = Policy::plain("nothing").build().unwrap();
-    for setting in ["deadline", "retry", "circuit_breaker", "concurrency_limit", "timeout"] {
+    for setting in ["deadline", "retry", "circuit_breaker", "throttle", "concurrency_limit", "timeout"] {
         page.says(&format!("Policy: {setting}"), &field(&nothing, setting));
     }
 
@@ -188,7 +216,7 @@ fn policies() {
         ("limit: hold_back", "holds_back"),
         ("limit: discipline", "discipline"),
         ("limit: max_wait", "max_wait"),
-        ("deadline, timeout, circuit_breaker", "deadline"),
+        ("deadline, timeout, circuit_breaker, throttle", "deadline"),
         ("limit: adaptive", "adaptive"),
     ] {
         let shown = field(&standard, shown);
@@ -196,7 +224,7 @@ fn policies() {
     }
     page.says("Policy::standard: retry: backoff", &format!("{}, doubling", field(&standard, "base")));
     let built = standard.build().unwrap();
-    assert!(built.circuit_breaker().is_none() && field(&built, "timeout") == "none");
+    assert!(built.circuit_breaker().is_none() && built.throttle().is_none() && field(&built, "timeout") == "none");
 }
 
 #[test]
