@@ -215,7 +215,7 @@ impl CircuitBreakerBuilder {
     ///
     /// For what falls over again when everybody comes back at once, such as a service whose caches are cold. Where it is a matter of how
     /// many at a time and not of how many in all, an [adaptive](crate::ConcurrencyLimitBuilder::adaptive) limit behind the breaker
-    /// does it better; and a share of the calls that follows the share of failures is a `Throttle`.
+    /// does it better; and a share of the calls that follows the share of failures is for a [`Throttle`](crate::Throttle).
     ///
     /// ```
     /// // One, then ten, then all.

@@ -39,7 +39,7 @@ proptest! {
 }
 
 /// Every move of a circuit, every rule to reject by, every way to end: without these the runs above would prove little.
-const COMES_ABOUT: [&str; 52] = [
+const COMES_ABOUT: [&str; 54] = [
     "Closed -> Closed",
     "Closed -> ForcedClosed",
     "Closed -> ForcedOpen",
@@ -54,6 +54,7 @@ const COMES_ABOUT: [&str; 52] = [
     "HalfOpen -> Closed",
     "HalfOpen -> ForcedClosed",
     "HalfOpen -> ForcedOpen",
+    "HalfOpen -> HalfOpen",
     "HalfOpen -> Open",
     "HalfOpen -> Shadow",
     "Open -> Closed",
@@ -73,6 +74,7 @@ const COMES_ABOUT: [&str; 52] = [
     "dropped: elsewhere",
     "dropped: in flight",
     "failed",
+    "beyond the limit, by a share",
     "hedged",
     "panicked",
     "panicked in `call`",

@@ -1,8 +1,8 @@
 //! What a run is: a policy, a service, and what befalls them, step by step. All of it shrinks.
 
 use buttress::{
-    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConcurrencyLimitBuilder, Jitter, Retry,
-    RetryBuilder, Throttle, ThrottleBuilder,
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConcurrencyLimitBuilder, Jitter, Partition,
+    Retry, RetryBuilder, Throttle, ThrottleBuilder,
     concurrency_limit::{Discipline, Headroom},
     retry::Budget,
 };
@@ -51,6 +51,8 @@ pub struct Breaker {
     pub window_calls: Option<usize>,
     pub open: u64,
     pub probes: u32,
+    /// Of a second round.
+    pub then_probes: Option<u32>,
     pub lease: u64,
     pub shadow: bool,
 }
@@ -71,6 +73,8 @@ pub struct Limit {
     pub max_wait: Option<u64>,
     /// It finds itself, holds back, and goes by deadlines.
     pub adaptive: bool,
+    /// Whether some have a guaranteed share.
+    pub shared: bool,
 }
 
 /// What one call of the service does, after a while.
@@ -130,6 +134,10 @@ pub enum Step {
     Sweep,
 }
 
+/// Those that have a share, where there are shares.
+pub const HALF: Partition = Partition::new("half");
+pub const THIRD: Partition = Partition::new("third");
+
 #[derive(Clone, Copy, Debug)]
 pub enum Force {
     Open,
@@ -140,7 +148,7 @@ pub enum Force {
 
 /// A plan is made of numbers, and the smaller they are, the simpler it is: so it shrinks, and is made in no time.
 pub fn plan() -> impl Strategy<Value = Plan> {
-    (vec(any::<u32>(), 64), vec(any::<u32>(), 1..28), vec(any::<u32>(), 4)).prop_map(|(numbers, steps, more)| {
+    (vec(any::<u32>(), 64), vec(any::<u32>(), 1..28), vec(any::<u32>(), 8)).prop_map(|(numbers, steps, more)| {
         let mut draws = Draws(&numbers);
         // Each draws what it draws, whether it is there or not, so that leaving it out leaves the others as they are.
         let mut plan = Plan {
@@ -162,7 +170,11 @@ pub fn plan() -> impl Strategy<Value = Plan> {
         let adaptive = draws.is(30);
         plan.limit.iter_mut().for_each(|limit| limit.adaptive = adaptive);
         plan.hedge = draws.maybe(30, |draws| draws.below(40));
-        plan.throttle = Draws(&more).maybe(30, throttle);
+        let mut draws = Draws(&more);
+        plan.throttle = draws.maybe(30, throttle);
+        let (shared, then_probes) = (draws.is(30), draws.maybe(30, |draws| draws.between(1, 4) as u32));
+        plan.limit.iter_mut().for_each(|limit| limit.shared = shared);
+        plan.breaker.iter_mut().for_each(|breaker| breaker.then_probes = then_probes);
         plan
     })
 }
@@ -209,6 +221,7 @@ fn breaker(draws: &mut Draws<'_>) -> Breaker {
         window_calls: draws.maybe(40, |draws| draws.between(5, 12) as usize),
         open: draws.between(1, 80),
         probes: draws.between(1, 4) as u32,
+        then_probes: None,
         lease: draws.between(1, 60),
         shadow: draws.is(10),
     }
@@ -224,6 +237,7 @@ fn limit(draws: &mut Draws<'_>) -> Limit {
         queue: draws.below(4) as usize,
         max_wait: draws.maybe(40, |draws| draws.between(1, 50)),
         adaptive: false,
+        shared: false,
     }
 }
 
@@ -289,6 +303,7 @@ impl Breaker {
         let breaker = CircuitBreaker::builder()
             .open_time(Backoff::exponential(ms(self.open)).max_delay(ms(self.open * 8)))
             .probes(self.probes)
+            .then_probes(self.then_probes)
             .probe_lease(ms(self.lease));
         let breaker = match self.window_calls {
             Some(calls) => breaker.window_calls(calls),
@@ -316,6 +331,7 @@ impl Limit {
     pub fn builder(&self) -> ConcurrencyLimitBuilder {
         let limit = ConcurrencyLimit::builder().max_in_flight(self.max).max_queue(self.queue);
         let limit = self.max_wait.map_or(limit.clone(), |wait| limit.max_wait(ms(wait)));
+        let limit = if self.shared { limit.partition(HALF, 0.5).partition(THIRD, 1.0 / 3.0) } else { limit };
         if self.adaptive {
             limit.adaptive(Headroom::default()).hold_back(true).discipline(Discipline::Deadline)
         } else {

@@ -113,7 +113,7 @@ impl Watch {
         let legal = seen.by_hand
             || match (transition.from, transition.to) {
                 (State::Closed | State::HalfOpen, State::Open) => transition.open_for.is_some(),
-                (State::HalfOpen, State::Closed) => true,
+                (State::HalfOpen, State::Closed | State::HalfOpen) => true,
                 (State::Shadow, State::Shadow) => transition.would_open(),
                 (State::Open, State::HalfOpen) => {
                     let opened = seen.moves.last().expect("it was opened");

@@ -34,7 +34,7 @@ use tower::{Service, ServiceExt};
 
 use self::must::require;
 use super::{
-    plan::{Deed, End, Force, Plan, Step, Way},
+    plan::{Deed, End, Force, HALF, Plan, Step, THIRD, Way},
     watch::{Watch, Watched},
 };
 use crate::support::{ms, secs};
@@ -304,6 +304,12 @@ impl World {
             Some(deadline) => Box::pin(Deadline::after(ms(deadline)).scope(future)),
             None => future,
         };
+        // Of those that are asked for when they are called, the first attempt is in none.
+        let future: Pin<Box<dyn Future<Output = Outcome>>> = match number % 3 {
+            0 => Box::pin(HALF.scope(future)),
+            1 => Box::pin(THIRD.scope(future)),
+            _ => future,
+        };
         let woken = Arc::new(Woken::new(&self.bell));
         self.begun.push(Instant::now());
         self.calls.push(Call { number, way, future, woken, since, polled: false, polls: 0 });
@@ -439,6 +445,8 @@ impl World {
         if let Some(limit) = limit {
             let left = (limit.in_flight(), limit.waiting());
             require(left == (0, 0), || format!("permits are left: {left:?}"))?;
+            let left = (limit.in_flight_of(HALF), limit.in_flight_of(THIRD));
+            require(left == (0, 0), || format!("shares are left: {left:?}"))?;
         }
         drop((policy, kept, watched, service));
         let left = Arc::strong_count(&token.0) - 1;

@@ -130,9 +130,10 @@ impl World {
         }
         if let (Some(breaker), Some(plan)) = (self.policy.circuit_breaker(), &self.plan.breaker) {
             let state = breaker.state();
-            require(state != State::HalfOpen || probing <= plan.probes as usize, || {
-                format!("{probing} probes are out")
-            })?;
+            require(
+                state != State::HalfOpen || probing <= (plan.probes + plan.then_probes.unwrap_or(0)) as usize,
+                || format!("{probing} probes are out"),
+            )?;
             let last = self.watch.seen().moves.last().map(|(_, last)| last.to);
             require(last.is_none_or(|last| last == state), || format!("it is {state:?}, and was told to be {last:?}"))?;
         }
@@ -190,13 +191,19 @@ impl World {
         let adaptive = self.plan.limit.as_ref().is_some_and(|limit| limit.adaptive);
         // One that adapts falls below what is in flight, and holds back.
         let most = if adaptive { self.most } else { max };
-        require(in_flight <= most.max(self.in_flight), || format!("over-admitted: {}", tell()))?;
+        // Whoever has a share has it also where others have taken all.
+        let shared = self.plan.limit.as_ref().is_some_and(|limit| limit.shared);
+        let owed = if shared { most.div_ceil(2) + most.div_ceil(3) } else { 0 };
+        require(in_flight <= most.max(self.in_flight) + owed, || format!("over-admitted: {}", tell()))?;
         require(waiting == 0 || in_flight >= max || adaptive, || format!("nobody is let in: {}", tell()))?;
         require(waiting <= self.plan.limit.as_ref().map_or(0, |limit| limit.queue), || {
             format!("too many: {}", tell())
         })?;
         let draining = self.shutdown.as_ref().is_some_and(shutdown::Handle::is_draining);
         require(waiting == 0 || !draining, || format!("somebody waits while it drains: {}", tell()))?;
+        if in_flight > most && shared {
+            self.reach("beyond the limit, by a share");
+        }
         self.in_flight = if in_flight > max { in_flight } else { 0 };
         Ok(())
     }
