@@ -74,8 +74,19 @@ impl<M: fmt::Debug, F: fmt::Debug> fmt::Debug for Marked<M, F> {
     }
 }
 
-/// Marks each request, for all concurrency limits below: [`PriorityLayer`](crate::priority::PriorityLayer) and
-/// [`PartitionLayer`](crate::partition::PartitionLayer) are this one, and have examples.
+/// Marks each request, for all concurrency limits below. It is [`PriorityLayer`](crate::priority::PriorityLayer) and
+/// [`PartitionLayer`](crate::partition::PartitionLayer), by what it is made with.
+///
+/// ```
+/// use buttress::{Partition, Priority, mark::MarkLayer};
+/// use tower::ServiceBuilder;
+/// # let service = tower::service_fn(|path: &'static str| async move { Ok::<_, std::io::Error>(path) });
+/// let service = ServiceBuilder::new()
+///     .layer(MarkLayer::new(|_: &&str| Partition::new("reports")))
+///     .layer(MarkLayer::new(|_: &&str| Priority::SHEDDABLE))
+///     .service(service);
+/// # let _ = service;
+/// ```
 #[must_use]
 pub struct MarkLayer<M, P> {
     mark_of: P,

@@ -28,7 +28,7 @@ const NO_EXAMPLE: &[(&str, &[&str])] = &[
     ),
     (
         "a bound that types of ours meet, and nobody else can or needs to",
-        &["buttress::http::Keep", "buttress::http::Trailers", "buttress::keyed::PerKey"],
+        &["buttress::http::Keep", "buttress::http::Trailers", "buttress::keyed::PerKey", "buttress::mark::Mark"],
     ),
 ];
 

@@ -11,7 +11,7 @@ use std::{
 
 use buttress::{
     CircuitBreaker, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, KeyedLayer, Plain, PolicyLayer,
-    Priority, RetryLayer, TimeoutLayer, TimeoutService,
+    RetryLayer, TimeoutLayer, TimeoutService,
 };
 
 use super::types::{Bare, Bland, Req};
@@ -127,11 +127,12 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::hedge::HedgeParts<All, All>,
         buttress::policy::Part<All, All>,
         buttress::Partition,
-        Priority,
-        buttress::mark::Marked<Priority, All>,
+        buttress::Priority,
+        buttress::mark::Marked<buttress::Priority, All>,
         buttress::partition::PartitionLayer<All>,
         buttress::priority::PriorityLayer<All>,
-        buttress::mark::MarkService<All, Priority, All>,
+        buttress::mark::MarkLayer<buttress::Priority, All>,
+        buttress::mark::MarkService<All, buttress::Priority, All>,
         buttress::retry::Budget,
         buttress::retry::BudgetBuilder,
         buttress::retry::CloneRequest,
@@ -212,10 +213,11 @@ fn every_type_can_be_sent_and_shared_as_far_as_its_parameters_can() {
         buttress::hedge::HedgeParts<All, Nothing>,
         buttress::keyed::ByKey<All, CircuitBreaker, Nothing>,
         buttress::policy::Part<Nothing, All>,
-        buttress::mark::Marked<Priority, Nothing>,
+        buttress::mark::Marked<buttress::Priority, Nothing>,
         buttress::partition::PartitionLayer<Nothing>,
         buttress::priority::PriorityLayer<Nothing>,
-        buttress::mark::MarkService<All, Priority, Nothing>,
+        buttress::mark::MarkLayer<buttress::Priority, Nothing>,
+        buttress::mark::MarkService<All, buttress::Priority, Nothing>,
         buttress::policy::PolicyParts<Nothing>,
         buttress::retry::RetryParts<All, Nothing>,
         buttress::shutdown::InFlightFuture<Nothing, All>,
