@@ -103,7 +103,7 @@ impl Parts for Timeout {
     }
 }
 
-/// A [`Timeout`] as a tower layer. The one layer that asks no `Clone` of its service.
+/// A [`Timeout`] as a tower layer. Asks no `Clone` of its service, as it calls it at once and once.
 pub type TimeoutLayer = Guard<Inline<Timeout>>;
 
 /// The service of [`TimeoutLayer`].
