@@ -678,8 +678,7 @@ impl Claims {
     #[cold]
     fn yield_place<P: Parts>(&self, limit: &ConcurrencyLimit, place: Place, ended: Ended) {
         match place.share() {
-            Some(share) if limit.is_adaptive() => limit.release_after(share, ended, self.took::<P>()),
-            Some(share) => limit.release_of(share),
+            Some(share) => limit.release_after(share, ended, self.took::<P>()),
             None => limit.leave_queue(place.0),
         }
     }

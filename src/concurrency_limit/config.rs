@@ -123,7 +123,7 @@ impl ConcurrencyLimitBuilder {
     /// flight than the limit says, until they give it back. Whoever has more, and whoever is in none of the partitions, goes if there is
     /// room in all. No place in the queue is guaranteed: what is shed there goes by [`Priority`](crate::Priority).
     ///
-    /// Each call takes a lock then, for some ten nanoseconds. (As in Netflix's *concurrency-limits*, `AbstractPartitionedLimiter`.)
+    /// Each call takes a lock twice then, for some tens of nanoseconds. (As in Netflix's *concurrency-limits*, `AbstractPartitionedLimiter`.)
     pub fn partition(mut self, partition: Partition, share: f64) -> Self {
         self.partitions.push((partition, share));
         self

@@ -53,6 +53,7 @@ pub fn all(runtimes: &Runtimes) -> Vec<Subject> {
         Timeout: "seatbelt", "tower service" => seatbelt::timeout;
         Timeout: "seatbelt", "its own service" => seatbelt::timeout_layered;
         Limit: OURS, "" => ours::limit;
+        Limit: OURS, "in a guaranteed share" => ours::shared_limit;
         Limit: "tokio", "`Semaphore`" => tokio::limit;
         Limit: "tower", "" => tower::limit;
         Limit: "tower-resilience", "" => tower_resilience::limit;
@@ -82,6 +83,7 @@ pub fn all(runtimes: &Runtimes) -> Vec<Subject> {
         Breaker: "failsafe", "10 s moving average" => failsafe::average;
         Breaker: "failsafe", "failures in a row" => failsafe::in_a_row;
         Breaker: "recloser", "last 100 calls" => recloser::breaker;
+        Throttle: OURS, "" => ours::throttle;
         Open: OURS, "time to come back" => ours::open;
         Open: "tower-resilience", "sleeps 1 ms if its lock is taken" => tower_resilience::open;
         Open: "seatbelt", "tower service" => seatbelt::open;

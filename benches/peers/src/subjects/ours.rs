@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 
 use buttress::{
-    Backoff, CircuitBreaker, CircuitBreakerBuilder, Cloned, ConcurrencyLimit, Error, Hedge, Policy, Retry, Shutdown,
-    Timeout, circuit_breaker::State, concurrency_limit::Headroom,
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, Cloned, ConcurrencyLimit, Error, Hedge, Partition, Policy, Retry,
+    Shutdown, Throttle, Timeout, circuit_breaker::State, concurrency_limit::Headroom, partition::PartitionLayer,
 };
 use tower::{BoxError, Layer};
 
@@ -23,6 +23,13 @@ pub fn limit(inner: impl Inner<BoxError>) -> impl Client {
     ConcurrencyLimit::builder().max_in_flight(AMPLE).build().unwrap().layer().layer(inner)
 }
 
+/// Behind the layer that says whose share it is.
+pub fn shared_limit(inner: impl Inner<BoxError>) -> impl Client {
+    const PARTITION: Partition = Partition::new("peers");
+    let limit = ConcurrencyLimit::builder().max_in_flight(AMPLE).partition(PARTITION, 0.5).build().unwrap();
+    PartitionLayer::new(|_: &u64| PARTITION).layer(limit.layer().layer(inner))
+}
+
 /// So that nobody waits, and with a limit that learns from each call all the same.
 pub fn adaptive(inner: impl Inner<BoxError>) -> impl Client {
     let limit = ConcurrencyLimit::builder().adaptive(Headroom::default()).min_in_flight(AMPLE as f64);
@@ -31,6 +38,10 @@ pub fn adaptive(inner: impl Inner<BoxError>) -> impl Client {
 
 pub fn hedge(inner: impl Inner<BoxError>) -> impl Client {
     Hedge::percentile(0.95).min_delay(SHORT).build().unwrap().layer().layer(inner)
+}
+
+pub fn throttle(inner: impl Inner<BoxError>) -> impl Client {
+    Throttle::google().build().unwrap().layer().layer(inner)
 }
 
 pub fn full(inner: impl Inner<Error<Infallible>>) -> impl Client {
