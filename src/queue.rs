@@ -102,16 +102,16 @@ impl<T> Queue<T> {
         self.unlink_one(self.tail)
     }
 
-    /// Takes the first out of the line that is `wanted`; it stays a member.
-    pub(crate) fn unlink_first(&mut self, wanted: impl Fn(&T) -> bool) -> Option<(u32, &mut T)> {
+    /// The first in the line that is `wanted`.
+    pub(crate) fn find(&self, wanted: impl Fn(&T) -> bool) -> Option<(u32, &T)> {
         let mut index = self.head;
-        while let Some(node) = self.nodes.get(index as usize) {
-            if node.value.as_ref().is_some_and(&wanted) {
-                break;
+        loop {
+            let node = self.nodes.get(index as usize)?;
+            match &node.value {
+                Some(value) if wanted(value) => return Some((index, value)),
+                _ => index = node.next,
             }
-            index = node.next;
         }
-        self.unlink_one(index)
     }
 
     /// Takes that out of the line of which `key` is the least, and among equals the last; it stays a member.
@@ -127,7 +127,8 @@ impl<T> Queue<T> {
         self.unlink_one(least?.0)
     }
 
-    fn unlink_one(&mut self, index: u32) -> Option<(u32, &mut T)> {
+    /// Takes this one out of the line; it stays a member.
+    pub(crate) fn unlink_one(&mut self, index: u32) -> Option<(u32, &mut T)> {
         if index == NONE {
             return None;
         }
@@ -190,7 +191,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
         /// Against a `VecDeque` that does it the slow way.
         #[test]
-        fn behaves_like_a_line_of_people(steps in prop::collection::vec((0u8..8, any::<prop::sample::Index>()), 0..200)) {
+        fn behaves_like_a_line_of_people(steps in prop::collection::vec((0u8..9, any::<prop::sample::Index>()), 0..200)) {
             let mut queue = Queue::new();
             let (mut line, mut members, mut most) = (VecDeque::new(), Vec::new(), 0);
             for (number, (step, which)) in steps.into_iter().enumerate() {
@@ -215,6 +216,15 @@ mod tests {
                         let least = line.iter().rev().min_by_key(|number| **number % 10).copied();
                         prop_assert_eq!(queue.unlink_least(|number| number % 10).map(|(_, number)| *number), least);
                         line.retain(|number| Some(*number) != least);
+                    }
+                    8 => {
+                        let wanted = |number: &usize| number % 3 == 0;
+                        let found = queue.find(wanted).map(|(index, number)| (index, *number));
+                        prop_assert_eq!(found.map(|(_, number)| number), line.iter().copied().find(wanted));
+                        if let Some((index, number)) = found {
+                            prop_assert_eq!(queue.unlink_one(index).map(|(index, number)| (index, *number)), found);
+                            line.retain(|other| *other != number);
+                        }
                     }
                     6 => prop_assert_eq!(queue.front().map(|(_, number)| *number), line.front().copied()),
                     1 => prop_assert_eq!(queue.unlink_front().map(|(_, number)| *number), line.pop_front()),

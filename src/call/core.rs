@@ -154,6 +154,16 @@ impl Claims {
     /// Takes what is free to be taken; `false`: nothing, as not all of it is, and it is to be [asked for](Self::admit).
     #[inline(always)]
     pub(super) fn admit_at_once<P: Parts>(&mut self, parts: &P) -> bool {
+        self.admit_if(parts, |limit| limit.try_acquire().then_some(Share::NONE))
+    }
+
+    /// The same, for an attempt beside another.
+    pub(super) fn admit_beside<P: Parts>(&mut self, parts: &P) -> bool {
+        self.admit_if(parts, ConcurrencyLimit::try_beside)
+    }
+
+    #[inline(always)]
+    fn admit_if<P: Parts>(&mut self, parts: &P, permit: impl FnOnce(&ConcurrencyLimit) -> Option<Share>) -> bool {
         if parts.lag_guard().is_some_and(|guard| guard.is_late(now)) {
             return false;
         }
@@ -166,10 +176,8 @@ impl Claims {
             return false;
         }
         if let Some(limit) = parts.limit() {
-            if !limit.try_acquire() {
-                return false;
-            }
-            self.place = Place::HELD;
+            let Some(share) = permit(limit) else { return false };
+            self.place = Place::held(share);
         }
         self.owing = parts.breaker().is_some();
         true

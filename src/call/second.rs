@@ -95,7 +95,7 @@ impl<F, H: Holds> Second<F, H> {
         let mut claims = first.beside(parts)?;
         first.look(|| attempts.as_ref().filter(|attempts| attempts.can_overlap(parts)))?;
         let held = held.beside()?;
-        if !claims.admit_at_once(parts) {
+        if !claims.admit_beside(parts) {
             return None;
         }
         let mut core = Core::new(held, claims);

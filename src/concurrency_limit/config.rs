@@ -121,7 +121,8 @@ impl ConcurrencyLimitBuilder {
     ///
     /// Whoever has less in flight than that part (rounded up) goes, also if others have taken what was idle meanwhile: then more are in
     /// flight than the limit says, until they give it back. Whoever has more, and whoever is in none of the partitions, goes if there is
-    /// room in all. No place in the queue is guaranteed: what is shed there goes by [`Priority`](crate::Priority).
+    /// room in all. Whoever is owed goes before all who wait for what is idle, those of a higher priority among them, and otherwise in the
+    /// order of the queue. No place in the queue is guaranteed: what is shed there goes by [`Priority`](crate::Priority).
     ///
     /// Each call takes a lock twice then, for some tens of nanoseconds. (As in Netflix's *concurrency-limits*, `AbstractPartitionedLimiter`.)
     pub fn partition(mut self, partition: Partition, share: f64) -> Self {

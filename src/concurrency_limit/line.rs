@@ -217,11 +217,23 @@ impl Line {
         }
     }
 
-    /// The next gets its permit, where there is only room for those who are owed it of so many; its waker, to wake outside of the lock.
+    /// Whether somebody waits who is owed a permit of so many: then he is the next, whether there is room or not, as what others
+    /// borrow before him would come on top. While the service is down it is chosen otherwise, as long as there is room.
+    pub(super) fn owes(&self, now: u64, max: u32, has_room: bool) -> bool {
+        let is_down = || self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now));
+        self.shares.owe(max) && !(has_room && is_down())
+    }
+
+    /// The first who is owed a permit of so many.
+    fn owed(&self, of: Option<u32>) -> Option<(u32, &Waiter)> {
+        let max = of?;
+        self.queue.find(|waiter| self.shares.owe_to(waiter.share, max))
+    }
+
+    /// The next gets its permit, which is the first who is owed it of so many, if somebody is; its waker, to wake outside of the lock.
     pub(super) fn grant(&mut self, now: u64, owed_of: Option<u32>) -> Option<Waker> {
-        let (index, waiter) = if let Some(max) = owed_of {
-            let shares = &self.shares;
-            self.queue.unlink_first(|waiter| shares.owe_to(waiter.share, max))
+        let (index, waiter) = if let Some((index, _)) = self.owed(owed_of) {
+            self.queue.unlink_one(index)
         } else if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
             // Whoever came last can wait for it the longest, and nobody is sent again and again while others wait.
             self.queue.unlink_least(|waiter| (Reverse(waiter.priority), waiter.attempts))
@@ -265,31 +277,31 @@ impl Line {
             codel.is_empty();
             return None;
         }
-        let (_, first) = self.queue.front()?;
+        let (index, first) = self.queue.front()?;
         let (waited, most) = (now.saturating_sub(first.since), codel.most());
         if !codel.refuses(now, waited) {
             return None;
         }
-        self.refuse_first(Refusal::Stood { waited, most })
+        self.refuse(index, Refusal::Stood { waited, most })
     }
 
-    fn refuse_first(&mut self, why: Refusal) -> Option<Option<Waker>> {
-        let (index, _) = self.queue.unlink_front()?;
+    fn refuse(&mut self, index: u32, why: Refusal) -> Option<Option<Waker>> {
+        self.queue.unlink_one(index)?;
         Some(self.settle(index, Standing::Refused(why)))
     }
 
-    /// Takes out the first, if it has too little time left: its waker, to wake outside of the lock.
-    pub(super) fn refuse_late(&mut self, now: u64) -> Option<Option<Waker>> {
+    /// Takes out the first, or who is the next as he is owed it, if there is too little time left: its waker, to wake outside of the lock.
+    pub(super) fn refuse_late(&mut self, now: u64, owed_of: Option<u32>) -> Option<Option<Waker>> {
         if self.discipline != Discipline::Deadline {
             return None;
         }
         let least = self.least_left();
-        let (_, first) = self.queue.front()?;
-        let left = first.deadline?.saturating_sub(now);
-        if left >= least || !first.polled {
-            return None;
-        }
-        self.refuse_first(Refusal::Late { left, least })
+        let late = |(index, waiter): (u32, &Waiter)| {
+            let left = waiter.deadline?.saturating_sub(now);
+            (left < least && waiter.polled).then_some((index, left))
+        };
+        let (index, left) = self.queue.front().into_iter().chain(self.owed(owed_of)).find_map(late)?;
+        self.refuse(index, Refusal::Late { left, least })
     }
 
     /// How much time whoever goes must have left.
@@ -439,13 +451,13 @@ mod tests {
         let mut line = by_deadline();
         let (late, there) =
             (line.join(0, Some(5 * MS), 0, ANY, Share::NONE), line.join(0, Some(9 * MS), 0, ANY, Share::NONE));
-        assert!(line.refuse_late(9 * MS).is_none(), "it has yet to be polled, and the time does not run before");
+        assert!(line.refuse_late(9 * MS, None).is_none(), "it has yet to be polled, and the time does not run before");
         line.polled(late, Some(5 * MS));
-        assert!(line.refuse_late(4 * MS).is_none());
-        assert!(line.refuse_late(5 * MS).is_some() && line.refuse_late(5 * MS).is_none());
+        assert!(line.refuse_late(4 * MS, None).is_none());
+        assert!(line.refuse_late(5 * MS, None).is_some() && line.refuse_late(5 * MS, None).is_none());
         assert!(matches!(line.look(late, 5 * MS, &mut None), Found::Refused(Refusal::Late { left: 0, least: 1 })));
         assert!(matches!(line.look(there, 5 * MS, &mut None), Found::Waits(None)));
-        assert!(Line::default().refuse_late(u64::MAX).is_none(), "the order of coming knows no deadlines");
+        assert!(Line::default().refuse_late(u64::MAX, None).is_none(), "the order of coming knows no deadlines");
     }
 
     #[test]
@@ -491,7 +503,7 @@ mod tests {
         let mut line = by_deadline();
         let [granted, late, waits] = [3, 1, 9].map(|ms| line.join(0, Some(ms * MS), 0, ANY, Share::NONE));
         line.polled(late, Some(MS));
-        assert!(line.refuse_late(2 * MS).is_some());
+        assert!(line.refuse_late(2 * MS, None).is_some());
         line.grant(2 * MS, None);
         let left = [granted, late, waits]
             .map(|number| line.leave(number))

@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, PoisonError, TryLockError},
     task::{Context, Waker},
     time::Duration,
@@ -262,6 +263,16 @@ impl Shared {
         }
     }
 
+    /// Takes a permit for an attempt beside another, if there is one for the asking: it does not look whether a service that is held
+    /// back is there.
+    pub(crate) fn try_beside(&self) -> Option<Share> {
+        if !self.shared_out {
+            return self.try_acquire().then_some(Share::NONE);
+        }
+        let is_settled = self.lock().is_settled();
+        if is_settled { self.try_now() } else { None }
+    }
+
     /// `None`: the queue is full by now.
     #[cold]
     #[inline(never)]
@@ -297,14 +308,11 @@ impl Shared {
                     let number = line.join(now, deadline, asks.attempts, priority, share);
                     self.note_lowest(&line);
                     drop(line);
-                    // Nobody else has its number yet, and a waker may panic.
-                    let joined = Joined(self, number);
                     wake(evicted);
                     if self.timed.is_some() {
                         // It may be the one that is let out next, or one that has too little time left.
                         self.grant();
                     }
-                    std::mem::forget(joined);
                     return Some(Turn::Later(number.into()));
                 }
                 Err(seen) => word = seen,
@@ -503,7 +511,7 @@ impl Shared {
     #[cold]
     pub(crate) fn wake_all(&self) {
         let wakers = self.lock().wakers();
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_iter().map(Some).for_each(wake);
     }
 
     /// Gives up a place in the queue, with the permit if it was just granted.
@@ -550,7 +558,9 @@ impl Shared {
             let max = line.room(now);
             // While somebody waits, nobody takes a permit but under the lock: whoever is spared here is granted below.
             let has_room = in_flight(self.word.0.load(Relaxed)) < max;
-            let refused = line.refuse_late(now).or_else(|| has_room.then(|| line.refuse_stood(now))?);
+            let owed = line.owes(now, max, has_room);
+            let owed_of = owed.then_some(max);
+            let refused = line.refuse_late(now, owed_of).or_else(|| has_room.then(|| line.refuse_stood(now))?);
             if let Some(waker) = refused {
                 self.word.0.fetch_sub(WAITING, Relaxed);
                 self.note_lowest(&line);
@@ -559,7 +569,6 @@ impl Shared {
                 continue;
             }
             // Acquire: what those wrote who made room. The lock hands it on to whoever is granted.
-            let owed = !has_room && line.shares.owe(max);
             let granted = self.word.0.fetch_update(Acquire, Relaxed, |word| {
                 (waiting(word) != 0 && (owed || in_flight(word) < max)).then(|| word + 1 - WAITING)
             });
@@ -569,7 +578,7 @@ impl Shared {
                 wake(waker);
                 return;
             }
-            let waker = line.grant(now, owed.then_some(max));
+            let waker = line.grant(now, owed_of);
             self.note_lowest(&line);
             self.publish(&line);
             drop(line);
@@ -621,15 +630,6 @@ impl Drop for Held<'_> {
     }
 }
 
-/// A place in the queue, to be left if something panics.
-struct Joined<'a>(&'a Shared, u32);
-
-impl Drop for Joined<'_> {
-    fn drop(&mut self) {
-        self.0.leave_queue(self.1);
-    }
-}
-
 /// A limit that is being asked.
 struct Asked<'a> {
     shared: &'a Shared,
@@ -648,9 +648,10 @@ impl Drop for Asked<'_> {
     }
 }
 
+/// Wakers are not our code: if one panics, whoever made room for its task is not to blame, and others wait behind it.
 fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
-        waker.wake();
+        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
     }
 }
 

@@ -38,8 +38,8 @@ struct Held {
 impl Held {
     fn owed(&self, max: u32) -> bool {
         // So much less as products of what has no exact form are off.
-        let share = (f64::from(max) * self.part - 1e-6).ceil();
-        f64::from(self.in_flight) < share
+        let share = (f64::from(max) * self.part - 1e-6).ceil().max(1.0);
+        max > 0 && f64::from(self.in_flight) < share
     }
 }
 

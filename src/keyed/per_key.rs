@@ -63,7 +63,7 @@ pub trait Settings: Clone + Send + Sync + 'static {
     fn make(self) -> Result<Self::Handle, ConfigError>;
 }
 
-/// Reads our own atomics and the clock only, since it runs under a lock.
+/// Reads our own state and the clock only, since it runs under a lock.
 pub trait Sealed: Clone + fmt::Debug + Send + Sync + 'static {
     /// What a call holds of it.
     type Local: Holds;

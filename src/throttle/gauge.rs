@@ -29,7 +29,7 @@ pub(super) struct Gauge {
     ///
     /// Relaxed: it is a hint, by which most calls need neither the time nor a sum. Of two threads that write it at once one may find
     /// a failure that the other has not: then nothing is refused until the next failure, of which each looks again. Seen late, it
-    /// decides as for a call that came so much earlier.
+    /// decides as for a call that came so much earlier. Whoever writes it late may set it back by a bucket, which only `is_calm` sees.
     wary_until: Padded<AtomicU64>,
 }
 

@@ -3,7 +3,7 @@
 //! **What for?** For a service that is overloaded, or half down: it answers 60 % of what it is asked. A
 //! [`CircuitBreaker`](crate::CircuitBreaker) knows all or nothing: it lets the 40 % through that fail, or gives up the 60 % too. A
 //! throttle refuses so many calls that what is sent is not much more than what is accepted. Refusing costs the caller a
-//! few hundred nanoseconds, and the service nothing, where a call that the service itself refuses costs both of them a round trip.
+//! sum over the window, and the service nothing, where a call that the service itself refuses costs both of them a round trip.
 //!
 //! **When not.** In front of a set of replicas that fail one by one (one throttle each, by [`Keyed`](crate::Keyed), is right
 //! there). Where calls are so few that a share of them says nothing: after one call, which failed, half of the next are refused, so

@@ -3,8 +3,8 @@
 use std::{convert::Infallible, future::pending, task::Poll};
 
 use buttress::{
-    ConcurrencyLimit, ConcurrencyLimitBuilder, Error, Partition, Policy, Priority, Rejection, Rule,
-    concurrency_limit::{Headroom, Permit},
+    ConcurrencyLimit, ConcurrencyLimitBuilder, Deadline, Error, Hedge, Partition, Policy, Priority, Rejection, Rule,
+    concurrency_limit::{Discipline, Headroom, Limit, Permit, Sample},
     partition::PartitionLayer,
 };
 use futures_util::{future::join_all, poll};
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use tokio::{runtime, time::sleep};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
-use crate::support::{Boxed, ms};
+use crate::support::{Boxed, Counts, ms, secs};
 
 const LIVE: Partition = Partition::new("live");
 const BATCH: Partition = Partition::new("batch");
@@ -192,6 +192,95 @@ async fn shares_of_a_limit_that_finds_itself_are_parts_of_what_it_finds() {
     }
     assert!(limit.max_in_flight() > most, "{}", limit.max_in_flight());
     assert_eq!((limit.in_flight(), limit.in_flight_of(LIVE)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_has_borrowed_anything_so_the_limit_holds() {
+    let limit = builder().max_queue(100).build().unwrap();
+    limit.resize(0);
+    let mut waits: Vec<Boxed<_>> = Vec::new();
+    for of in [BATCH; 20].into_iter().chain([LIVE; 20]) {
+        let limit = limit.clone();
+        let mut call: Boxed<_> = Box::pin(async move { of.scope(limit.acquire()).await });
+        assert!(poll!(&mut call).is_pending());
+        waits.push(call);
+    }
+    limit.resize(10);
+    assert_eq!((limit.in_flight(), limit.in_flight_of(LIVE), limit.in_flight_of(BATCH)), (10, 7, 3));
+}
+
+/// How many attempts are made of a call that takes its time.
+async fn attempts(limit: ConcurrencyLimit) -> usize {
+    let asked = Counts::default();
+    let policy = Policy::plain("hedged").hedge(Hedge::after(ms(10))).concurrency_limit(&limit).build().unwrap();
+    let call = policy.call(|| {
+        let running = asked.enter();
+        async move {
+            let _running = running;
+            sleep(ms(100)).await;
+            Ok::<_, Infallible>(())
+        }
+    });
+    LIVE.scope(call).await.unwrap();
+    assert_eq!((limit.in_flight(), limit.in_flight_of(LIVE)), (0, 0));
+    asked.calls()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_beside_another_takes_its_share_or_is_not_made() {
+    assert_eq!(attempts(builder().build().unwrap()).await, 2);
+    let limit = builder().max_in_flight(1).build().unwrap();
+    assert_eq!(attempts(limit.clone()).await, 1, "there is one, which the first has");
+    let limit = builder().build().unwrap();
+    let _others = take(&limit, BATCH, 10).await;
+    let limit = limit.clone();
+    let policy = Policy::plain("hedged").hedge(Hedge::after(ms(10))).concurrency_limit(&limit).build().unwrap();
+    let mut hung = Box::pin(LIVE.scope(policy.call(pending::<Result<(), Infallible>>)));
+    assert!(poll!(&mut hung).is_pending());
+    tokio::time::advance(ms(10)).await;
+    assert!(poll!(&mut hung).is_pending());
+    assert_eq!(limit.in_flight_of(LIVE), 2, "both are of its share");
+    drop(hung);
+    assert_eq!(limit.in_flight_of(LIVE), 0);
+}
+
+#[derive(Clone, Debug)]
+struct Two;
+
+impl Limit for Two {
+    fn initial(&self) -> f64 {
+        2.0
+    }
+
+    fn update(&mut self, _: f64, _: &Sample) -> f64 {
+        2.0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_owed_and_too_late_is_refused_all_the_same() {
+    let limit = ConcurrencyLimit::builder().adaptive(Two).max_queue(10).discipline(Discipline::Deadline);
+    let limit = limit.partition(LIVE, 0.5).partition(BATCH, 0.5).build().unwrap();
+    // It learns that calls take 100 ms.
+    for _ in 0..50 {
+        let call = limit.call(async {
+            sleep(ms(100)).await;
+            Ok::<_, Infallible>(())
+        });
+        Deadline::after(secs(1)).scope(call).await.unwrap();
+    }
+    let _borrowed = take(&limit, BATCH, 2).await;
+    let mut owed = take(&limit, LIVE, 1).await;
+    let mut front = Box::pin(Priority::CRITICAL_PLUS.scope(BATCH.scope(limit.acquire())));
+    assert!(poll!(&mut front).is_pending());
+    let mut late = Box::pin(Deadline::after(ms(300)).scope(LIVE.scope(limit.acquire())));
+    let mut in_time = Box::pin(Deadline::after(secs(1)).scope(LIVE.scope(limit.acquire())));
+    assert!(poll!(&mut late).is_pending() && poll!(&mut in_time).is_pending());
+    tokio::time::advance(ms(250)).await;
+    owed.clear();
+    assert_eq!(late.await.unwrap_err().rule(), Rule::TooLate);
+    assert!(poll!(&mut in_time).is_ready(), "and the next who is owed goes");
+    assert!(poll!(&mut front).is_pending());
 }
 
 #[test]

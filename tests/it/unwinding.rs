@@ -4,14 +4,14 @@
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::{Ready, pending, ready},
+    future::{Future, Ready, pending, ready},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Barrier, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
 };
 
 use buttress::{
@@ -220,4 +220,31 @@ async fn a_rejected_future_polled_again_says_so() {
     assert!(call.poll().is_ready());
     let again = catch_unwind(AssertUnwindSafe(|| call.poll().is_ready())).unwrap_err();
     assert_eq!(again.downcast_ref::<&str>(), Some(&"a response future was polled after completion"));
+}
+
+/// A waker that is not to be woken.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker that panics, as asked");
+    }
+}
+
+// HAZARD: L5
+#[test]
+fn a_waker_that_panics_costs_nobody_else_the_permit() {
+    let limit = limit(1, 10);
+    let held = limit.try_acquire().unwrap();
+    let mut first = Box::pin(limit.acquire());
+    let waker = Waker::from(Arc::new(Panics));
+    assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let mut second = task::spawn(limit.acquire());
+    assert!(second.poll().is_pending());
+    limit.resize(3);
+    assert!(second.is_woken(), "there is room for all three");
+    let permit = tokio_test::assert_ready!(second.poll());
+    assert_eq!((limit.in_flight(), limit.waiting()), (3, 0));
+    drop((first, permit, held));
+    assert_eq!(limit.in_flight(), 0);
 }
