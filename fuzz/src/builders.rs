@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use buttress::{
-    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConfigError, Error, Keyed, Policy, Retry,
-    Timeout, Verdict, classify, retry::Budget,
+    Backoff, CircuitBreaker, CircuitBreakerBuilder, ConcurrencyLimit, ConfigError, Error, Hedge, HedgeBuilder, Keyed,
+    Partition, Policy, Retry, Throttle, ThrottleBuilder, Timeout, Verdict, classify, concurrency_limit::Headroom,
+    retry::Budget,
 };
 
 use crate::{Span, paused, with};
@@ -19,7 +20,23 @@ struct Input {
     timeout: Option<Time>,
     deadline: Option<Time>,
     keys: Option<Count>,
+    throttle: Throttling,
+    hedge: (Number, Number),
+    /// Whether it is adaptive, and how far it may fall.
+    adaptive: (bool, Option<Number>),
+    partitions: Vec<(bool, Number)>,
     answers: Vec<bool>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Throttling {
+    envoy: bool,
+    window: Option<Time>,
+    multiplier: Option<Number>,
+    accept_rate: Option<Number>,
+    aggression: Option<Number>,
+    max_rejection: Option<Number>,
+    min_calls: Count,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -32,6 +49,7 @@ struct Breaker {
     slow_call: Option<Time>,
     open_time: Option<Time>,
     probes: Option<Count>,
+    then_probes: Option<[Count; 2]>,
     probe_failure_rate: Option<Number>,
     lease: Option<Time>,
 }
@@ -173,6 +191,9 @@ impl Breaker {
         if let Some(probes) = self.probes {
             builder = builder.probes(probes.into());
         }
+        if let Some(rounds) = self.then_probes {
+            builder = builder.then_probes(rounds.map(u32::from));
+        }
         if let Some(rate) = self.probe_failure_rate {
             builder = builder.probe_failure_rate(rate.into());
         }
@@ -205,7 +226,11 @@ impl Breaker {
             ("circuit_breaker.min_calls", min_calls > 0),
             ("circuit_breaker.slow_call", not_zero(self.slow_call)),
             ("circuit_breaker.open_time", not_zero(self.open_time)),
-            ("circuit_breaker.probes", self.probes.is_none_or(|probes| (1..=1_000_000).contains(&probes.size()))),
+            ("circuit_breaker.probes", self.probes.is_none_or(is_round)),
+        ]);
+        let rounds = self.then_probes.into_iter().flatten();
+        rules.extend(rounds.map(|probes| ("circuit_breaker.then_probes", is_round(probes))));
+        rules.extend([
             ("circuit_breaker.probe_failure_rate", self.probe_failure_rate.is_none_or(is_rate)),
             ("circuit_breaker.probe_lease", not_zero(self.lease)),
         ]);
@@ -213,11 +238,77 @@ impl Breaker {
     }
 }
 
+fn is_round(probes: Count) -> bool {
+    (1..=1_000_000).contains(&probes.size())
+}
+
+impl Throttling {
+    fn builder(&self) -> ThrottleBuilder {
+        let mut builder = if self.envoy { Throttle::envoy() } else { Throttle::google() };
+        builder = builder.min_calls_per_second(self.min_calls.into());
+        if let Some(span) = self.window {
+            builder = builder.window(span.into());
+        }
+        if let Some(multiplier) = self.multiplier {
+            builder = builder.multiplier(multiplier.into());
+        }
+        if let Some(rate) = self.accept_rate {
+            builder = builder.accept_rate(rate.into());
+        }
+        if let Some(aggression) = self.aggression {
+            builder = builder.aggression(aggression.into());
+        }
+        if let Some(share) = self.max_rejection {
+            builder = builder.max_rejection(share.into());
+        }
+        builder
+    }
+
+    fn rules(&self) -> Rules {
+        let range = Duration::from_millis(100)..=Duration::from_secs(3_600);
+        let at_least_one =
+            |number: Option<Number>| number.is_none_or(|number| (1.0..f64::INFINITY).contains(&number.into()));
+        let mut rules = vec![("throttle.window", self.window.is_none_or(|span| range.contains(&span.into())))];
+        // Whichever was set last.
+        rules.push(match self.accept_rate {
+            Some(rate) => ("throttle.accept_rate", (0.01..=1.0).contains(&f64::from(rate))),
+            None => ("throttle.multiplier", at_least_one(self.multiplier)),
+        });
+        rules.push(("throttle.aggression", at_least_one(self.aggression)));
+        rules.push(("throttle.max_rejection", self.max_rejection.is_none_or(is_rate)));
+        rules
+    }
+}
+
+fn hedge((share, times): (Number, Number)) -> (HedgeBuilder, Rules) {
+    let (share, times) = (f64::from(share), f64::from(times));
+    let rules = vec![
+        ("hedge.percentile", (0.5..=0.999).contains(&(share as f32))),
+        ("hedge.times", (1.0..=100.0).contains(&(times as f32))),
+    ];
+    (Hedge::percentile(share).times(times), rules)
+}
+
+/// Shares are parts of one, and of each partition there is one.
+fn partitions(all: &[(bool, Number)]) -> (Vec<(Partition, f64)>, Rules) {
+    let (mut rules, mut sum) = (Rules::new(), 0.0);
+    for (at, &(live, share)) in all.iter().enumerate() {
+        rules.push(("concurrency_limit.partition", is_rate(share)));
+        rules.push(("concurrency_limit.partition", all[..at].iter().all(|(other, _)| *other != live)));
+        sum += f64::from(share);
+    }
+    rules.push(("concurrency_limit.partition", sum.is_nan() || sum <= 1.000_001));
+    rules.push(("concurrency_limit.partition", all.len() <= 200));
+    let named = |&(live, share): &(bool, Number)| (Partition::new(if live { "live" } else { "batch" }), share.into());
+    (all.iter().map(named).collect(), rules)
+}
+
 /// Half of what 32 bits hold.
 const MOST: usize = 1 << 30;
 
 async fn story(input: Input) {
-    let Input { breaker, limit: (in_flight, queue, wait), retry, budget, timeout, deadline, keys, answers } = input;
+    let Input { breaker, limit: (in_flight, queue, wait), retry, budget, timeout, deadline, keys, .. } = input;
+    let Input { throttle, adaptive: (adaptive, least), answers, .. } = input;
 
     let rules = breaker.rules();
     let built = judged(breaker.builder().build(), &rules);
@@ -242,16 +333,49 @@ async fn story(input: Input) {
     if let Some(time) = wait {
         limit = limit.max_wait(time.into());
     }
-    let of_limit = vec![
-        ("concurrency_limit.max_in_flight", in_flight.is_some_and(|calls| (1..=MOST).contains(&calls.size()))),
+    if adaptive {
+        limit = limit.adaptive(Headroom::default());
+    }
+    if let Some(least) = least {
+        limit = limit.min_in_flight(least.into());
+    }
+    let (shares, of_shares) = partitions(&input.partitions);
+    limit = shares.iter().fold(limit, |limit, (partition, share)| limit.partition(*partition, *share));
+    let is_count = |calls: Count| (1..=MOST).contains(&calls.size());
+    let mut of_limit = vec![("concurrency_limit.max_in_flight", in_flight.map_or(adaptive, is_count))];
+    if let Some(least) = least.map(f64::from) {
+        of_limit.push(("concurrency_limit.min_in_flight", least > 0.0 && least <= MOST as f64));
+        of_limit.push(("concurrency_limit.min_in_flight", adaptive));
+    }
+    of_limit.extend(of_shares);
+    of_limit.extend([
         ("concurrency_limit.max_queue", queue.is_none_or(|calls| calls.size() <= MOST)),
         ("concurrency_limit.max_wait", wait.is_none_or(|time| !Duration::from(time).is_zero())),
-    ];
+    ]);
     if let Some(limit) = judged(limit.clone().build(), &of_limit) {
         let permit = limit.acquire().await.expect("there is room for one");
         assert_eq!(limit.in_flight(), 1);
         drop(permit);
-        assert_eq!((limit.in_flight(), Some(limit.max_in_flight())), (0, in_flight.map(Count::size)));
+        assert_eq!(limit.in_flight(), 0);
+        assert!(adaptive || Some(limit.max_in_flight()) == in_flight.map(Count::size));
+        for (partition, _) in &shares {
+            let permit = partition.scope(limit.acquire()).await.expect("there is room for one");
+            assert_eq!((limit.in_flight(), limit.in_flight_of(*partition)), (1, 1));
+            drop(permit);
+        }
+    }
+
+    let of_throttle = throttle.rules();
+    if let Some(throttle) = judged(throttle.builder().build(), &of_throttle) {
+        for success in &answers {
+            let _ = throttle.call(async { if *success { Ok(()) } else { Err(()) } }).await;
+        }
+        let seen = throttle.snapshot();
+        assert!((0.0..=1.0).contains(&seen.rejection_probability) && seen.accepts <= seen.requests, "{seen:?}");
+    }
+    let (hedge, of_hedge) = hedge(input.hedge);
+    if let Some(hedge) = judged(hedge.clone().build(), &of_hedge) {
+        assert_eq!(hedge.call(|| async { Ok::<_, ()>(1) }).await, Ok(1));
     }
 
     let purse = budget.and_then(|(ratio, per_second)| {
@@ -284,6 +408,7 @@ async fn story(input: Input) {
     let not_zero = |time: Option<Duration>| time.is_none_or(|time| !time.is_zero());
     let (timeout, deadline) = (timeout.map(Duration::from), deadline.map(Duration::from));
     let mut policy = Policy::plain("all").circuit_breaker(breaker.builder()).concurrency_limit(limit).retry(again);
+    policy = policy.throttle(throttle.builder()).hedge(hedge);
     let mut of_policy = vec![("policy.deadline", not_zero(deadline)), ("policy.timeout", not_zero(timeout))];
     of_policy.extend(of_retry);
     of_policy.extend(rules);
@@ -300,7 +425,9 @@ async fn story(input: Input) {
         let in_time = breaker.slow_call.is_none_or(|slow| Duration::from(slow) < time || time == Duration::MAX);
         of_policy.push(("circuit_breaker.slow_call", in_time));
     }
+    of_policy.extend(of_throttle);
     of_policy.extend(of_limit);
+    of_policy.extend(of_hedge);
     let policy = policy.classify(classify::from_fn(|told: Result<&(), &()>| match told {
         Ok(()) => Verdict::Success,
         Err(()) => Verdict::Permanent,

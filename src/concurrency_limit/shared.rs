@@ -693,14 +693,19 @@ mod tests {
 
     #[test]
     fn whoever_is_refused_waits_for_nobody_who_has_the_lock() {
-        let limit = Arc::new(limit());
-        assert!(limit.try_acquire() && limit.enqueue(Asks::default()).is_ok());
-        let (told, answer) = mpsc::channel();
-        let asks = Arc::clone(&limit);
-        let _lock = limit.lock();
-        thread::spawn(move || told.send(asks.enqueue(Asks::default()).map(drop).map_err(|no| no.rule())));
-        // Only who waits for the lock takes any time, and then all of it.
-        let answer = answer.recv_timeout(Duration::from_secs(30)).expect("it waits for the lock");
-        assert_eq!(answer, Err(Rule::QueueFull));
+        for (max_queue, rule) in [(0, Rule::LimitReached), (1, Rule::QueueFull)] {
+            let limit = Arc::new(Shared::new("limit", 1, max_queue, None, Line::default(), None));
+            assert!(limit.try_acquire());
+            for _ in 0..max_queue {
+                assert!(limit.enqueue(Asks::default()).is_ok());
+            }
+            let (told, answer) = mpsc::channel();
+            let asks = Arc::clone(&limit);
+            let _lock = limit.lock();
+            thread::spawn(move || told.send(asks.enqueue(Asks::default()).map(drop).map_err(|no| no.rule())));
+            // Only who waits for the lock takes any time, and then all of it.
+            let answer = answer.recv_timeout(Duration::from_secs(30)).expect("it waits for the lock");
+            assert_eq!(answer, Err(rule));
+        }
     }
 }
