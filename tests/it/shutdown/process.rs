@@ -3,9 +3,11 @@
 #![cfg(all(unix, feature = "serve", feature = "signal"))]
 
 use std::{
+    error::Error as _,
     fmt,
     future::Future,
     io,
+    net::SocketAddr,
     os::unix::net::UnixDatagram,
     path::PathBuf,
     pin::Pin,
@@ -145,8 +147,8 @@ impl Child {
         }
     }
 
-    async fn port(&mut self) -> u16 {
-        self.hears("port").await.parse().unwrap()
+    async fn address(&mut self) -> SocketAddr {
+        self.hears("address").await.parse().unwrap()
     }
 
     /// Sends a real signal, by its name.
@@ -194,10 +196,10 @@ impl End {
 #[tokio::test]
 async fn sigterm_ends_a_process_that_serves_with_code_0_and_one_report() {
     let mut child = role("serves").with(0).start();
-    let port = child.port().await;
-    let (status, closes, _) = get(port, "/fast").await.unwrap();
+    let address = child.address().await;
+    let (status, closes, _) = get(address, "/fast").await.unwrap();
     assert_eq!((status, closes), (StatusCode::OK, false));
-    assert_eq!(get(port, "/readyz").await.unwrap().0, StatusCode::OK);
+    assert_eq!(get(address, "/readyz").await.unwrap().0, StatusCode::OK);
 
     child.signal("TERM");
     let end = child.ended().await;
@@ -205,17 +207,17 @@ async fn sigterm_ends_a_process_that_serves_with_code_0_and_one_report() {
     assert_eq!(end.told.last().map(String::as_str), Some("answered 1"), "{end:?}");
     assert_eq!(end.reports(), 1, "{end:?}");
     assert!(end.says("shutdown by SIGTERM: clean in "), "{end:?}");
-    assert!(get(port, "/fast").await.is_err(), "nobody listens there any more");
+    assert!(get(address, "/fast").await.is_err(), "nobody listens there any more");
 }
 
 #[tokio::test]
 async fn in_the_lame_duck_time_it_is_not_ready_and_still_serves() {
     let mut child = role("serves").with(10_000).start();
-    let port = child.port().await;
+    let address = child.address().await;
     child.signal("INT");
     child.hears("draining").await;
-    assert_eq!(get(port, "/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
-    let (status, closes, _) = get(port, "/slow").await.unwrap();
+    assert_eq!(get(address, "/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, closes, _) = get(address, "/slow").await.unwrap();
     assert_eq!((status, closes), (StatusCode::OK, true));
     child.signal("INT");
     let end = child.ended().await;
@@ -249,10 +251,10 @@ async fn the_second_signal_forces_at_once_and_its_number_is_in_the_exit_code() {
 #[tokio::test]
 async fn a_signal_that_comes_before_it_serves_is_heard_and_what_connected_is_answered() {
     let mut child = role("starts_slowly").with(500).start();
-    let port = child.port().await;
+    let address = child.address().await;
     child.hears("starting").await;
     // In the backlog of a listener that nobody accepts from yet.
-    let early = tokio::spawn(get(port, "/fast"));
+    let early = tokio::spawn(get(address, "/fast"));
     child.signal("TERM");
     child.hears("draining").await;
     let (status, closes, _) = soon("an answer", early).await.unwrap().unwrap();
@@ -266,7 +268,7 @@ async fn a_signal_that_comes_before_it_serves_is_heard_and_what_connected_is_ans
 #[tokio::test]
 async fn what_serves_only_after_it_has_stopped_returns_at_once() {
     let mut child = role("starts_slowly").with(0).start();
-    child.port().await;
+    child.address().await;
     child.hears("starting").await;
     child.signal("TERM");
     let end = child.ended().await;
@@ -566,10 +568,10 @@ async fn a_notify_socket_that_is_not_there_does_no_harm() {
 
 /// Status, whether the connection is not kept, and the body.
 async fn get(
-    port: u16,
+    address: SocketAddr,
     path: &'static str,
 ) -> Result<(StatusCode, bool, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let response = sender.send_request(request(Method::GET, path, "")).await?;
@@ -594,14 +596,14 @@ async fn whoever_had_begun_to_connect_when_the_listener_closes_is_answered() {
     let handle = shutdown.handle();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     defer_accept(&listener);
-    let port = listener.local_addr().unwrap().port();
+    let address = listener.local_addr().unwrap();
     let app = axum::Router::new().route("/fast", axum::routing::get(async || "1")).layer(handle.in_flight_layer());
     let served = tokio::spawn(shutdown.serve(listener, app));
     while handle.state() != State::Running {
         tokio::task::yield_now().await;
     }
 
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
     let stopping = handle.stopping();
     handle.trigger("deploy");
     stopping.await;
@@ -647,6 +649,8 @@ struct Tally {
     answered: AtomicUsize,
     /// With 503.
     refused: AtomicUsize,
+    /// Over HTTP/2, by a GOAWAY that says that the server has not begun with it and will not: to be sent again, elsewhere.
+    handed_back: AtomicUsize,
     connections: AtomicUsize,
     /// Those whose answer did not come, or not whole, and how that showed.
     lost: Mutex<Vec<(usize, String)>>,
@@ -669,17 +673,19 @@ enum Sender {
 enum Outcome {
     Answered,
     Refused,
-    /// Handed back, or never handed over: the connection had closed.
+    /// It did not go out: the connection had closed.
     Unsent,
+    /// If it went out at all, it went out after the last that the server has taken.
+    HandedBack,
     Failed(String),
 }
 
 /// As clients with a connection pool do it, with a pool of one: sends, reads the whole answer, and again; connects anew if
 /// the connection is gone; leaves once it is refused.
-async fn client(http: Http, port: u16, number: usize, tally: Arc<Tally>) {
+async fn client(http: Http, address: SocketAddr, number: usize, tally: Arc<Tally>) {
     let mut turn = number;
     loop {
-        let Ok(stream) = soon("a connection", TcpStream::connect(("127.0.0.1", port))).await else { return };
+        let Ok(stream) = soon("a connection", TcpStream::connect(address)).await else { return };
         Tally::count(&tally.connections);
         stream.set_nodelay(true).unwrap();
         let whence = stream.local_addr().map_or(0, |address| address.port());
@@ -698,7 +704,7 @@ async fn client(http: Http, port: u16, number: usize, tally: Arc<Tally>) {
                 (Sender::Two(sender), tokio::spawn(connection))
             }
         };
-        let (mut responses, mut exchanges, mut failed) = (0, 0, Vec::new());
+        let (mut responses, mut exchanges, mut handed_back, mut failed) = (0, 0, 0, Vec::new());
         let mut leaves = false;
         while failed.is_empty() && !leaves {
             // Three at once where that can be.
@@ -723,6 +729,10 @@ async fn client(http: Http, port: u16, number: usize, tally: Arc<Tally>) {
                         Tally::count(&tally.refused);
                     }
                     Outcome::Unsent => closed = true,
+                    Outcome::HandedBack => {
+                        closed = true;
+                        handed_back += 1;
+                    }
                     Outcome::Failed(what) => failed.push(what),
                 }
             }
@@ -739,8 +749,12 @@ async fn client(http: Http, port: u16, number: usize, tally: Arc<Tally>) {
             Http::Two => written.load(SeqCst),
         };
         tally.sent.fetch_add(sent, SeqCst);
-        if sent > responses {
-            tally.lost.lock().unwrap().push((sent - responses, failed.join("; ")));
+        let missing = sent - responses;
+        // What failed otherwise may hide behind one that had not gone out when it was handed back.
+        let handed_back = if failed.is_empty() { missing.min(handed_back) } else { 0 };
+        tally.handed_back.fetch_add(handed_back, SeqCst);
+        if missing > handed_back {
+            tally.lost.lock().unwrap().push((missing - handed_back, failed.join("; ")));
         }
         if leaves {
             return;
@@ -776,7 +790,11 @@ async fn exchange(sender: Sender, turn: usize, label: String) -> Outcome {
             if error.take_message().is_some() {
                 return Outcome::Unsent;
             }
-            return Outcome::Failed(format!("{path} ({label}): {:?}", error.into_error()));
+            let error = error.into_error();
+            if is_goodbye(&error) {
+                return Outcome::HandedBack;
+            }
+            return Outcome::Failed(format!("{path} ({label}): {error:?}"));
         }
     };
     let status = response.status();
@@ -794,6 +812,13 @@ async fn exchange(sender: Sender, turn: usize, label: String) -> Outcome {
         StatusCode::SERVICE_UNAVAILABLE => Outcome::Refused,
         _ => Outcome::Failed(format!("{path} ({label}): {status} with {length} bytes")),
     }
+}
+
+/// A stream ends by the server's GOAWAY, without an error, if its number is past that of the last that the server has taken
+/// (RFC 9113, 6.8). Clients send those again, whatever they are.
+fn is_goodbye(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    cause.is_some_and(|error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 const ECHO: usize = 20_000;
@@ -872,11 +897,11 @@ async fn sigterm_under_load(http: Http, lame_duck: u64) {
     let mut lost = 0;
     for run in 0..runs() {
         let mut child = role("serves").with(lame_duck).start();
-        let port = child.port().await;
+        let address = child.address().await;
         let tally = Arc::new(Tally::default());
         let mut clients = JoinSet::new();
         for number in 0..CLIENTS {
-            clients.spawn(client(http, port, number, Arc::clone(&tally)));
+            clients.spawn(client(http, address, number, Arc::clone(&tally)));
         }
         let warm = async {
             // Not before each client has had several answers, and at another moment in each run.
@@ -895,6 +920,7 @@ async fn sigterm_under_load(http: Http, lame_duck: u64) {
             (&all.sent, &tally.sent),
             (&all.answered, &tally.answered),
             (&all.refused, &tally.refused),
+            (&all.handed_back, &tally.handed_back),
             (&all.connections, &tally.connections),
         ] {
             all.fetch_add(one.load(SeqCst), SeqCst);
@@ -909,14 +935,18 @@ async fn sigterm_under_load(http: Http, lame_duck: u64) {
             all.lost.lock().unwrap().push((count, format!("run {run}: {what}; {}", end.stderr.trim())));
         }
     }
-    let Tally { sent, answered, refused, connections, lost: how } = all;
+    let Tally { sent, answered, refused, handed_back, connections, lost: how } = all;
     println!(
         "SIGTERM under load, {http:?}, lame duck {lame_duck} ms, {} runs of {CLIENTS} clients: {sent:?} requests over \
-         {connections:?} connections: {answered:?} answered, {refused:?} refused, {lost} lost",
+         {connections:?} connections: {answered:?} answered, {refused:?} refused, {handed_back:?} handed back, {lost} lost",
         runs(),
     );
     assert_eq!(lost, 0, "lost: {:#?}", how.into_inner().unwrap());
-    assert_eq!(sent.into_inner(), answered.into_inner() + refused.into_inner());
+    let (sent, handed_back) = (sent.into_inner(), handed_back.into_inner());
+    // Only by a client that has slept through the first goodbye, on a machine that is busy otherwise. Without that goodbye it
+    // would be three in a thousand.
+    assert!(handed_back * 1_000 <= sent, "handed back: {handed_back} of {sent}");
+    assert_eq!(sent, answered.into_inner() + refused.into_inner() + handed_back);
 }
 
 // SHUTDOWN: 32
