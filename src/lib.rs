@@ -95,8 +95,8 @@
 //! - Nothing waits past the [`Deadline`].
 //! - Time is tokio's: `tokio::time::pause` drives every test. (Only [`SlowPoll`] reads the real clock.)
 //! - Nothing on the success path logs or allocates (but for a queue while it grows), and nothing locks unless a call must
-//!   queue or a circuit is about to move. Transitions are logged at WARN or INFO and rejections at
-//!   DEBUG, under the target `buttress`.
+//!   queue, a circuit is about to move, or a limit has [shares](ConcurrencyLimitBuilder::partition). Transitions are logged at
+//!   WARN or INFO and rejections at DEBUG, under the target `buttress`.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

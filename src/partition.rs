@@ -57,6 +57,9 @@ impl Partition {
     }
 
     /// Runs `future` in this partition. Cancel safe if `future` is. Spawning a task leaves it behind.
+    ///
+    /// A service admits while it is called, which for `scope(service.call(req))` is before the future is there: have it called within,
+    /// as by `scope(service.oneshot(req))` or `scope(async { … })`, or use the [layer](PartitionLayer).
     pub fn scope<F: Future>(self, future: F) -> Marked<Self, F> {
         Marked::new(self, future)
     }

@@ -57,6 +57,9 @@ impl Priority {
     }
 
     /// Runs `future` with this priority as the current one. Cancel safe if `future` is. Spawning a task leaves it behind.
+    ///
+    /// A service admits while it is called, which for `scope(service.call(req))` is before the future is there: have it called within,
+    /// as by `scope(service.oneshot(req))` or `scope(async { … })`, or use the [layer](PriorityLayer).
     pub fn scope<F: Future>(self, future: F) -> Marked<Self, F> {
         Marked::new(self, future)
     }

@@ -266,15 +266,18 @@ impl Throttling {
 
     fn rules(&self) -> Rules {
         let range = Duration::from_millis(100)..=Duration::from_secs(3_600);
-        let at_least_one =
-            |number: Option<Number>| number.is_none_or(|number| (1.0..f64::INFINITY).contains(&number.into()));
+        let at_least_one = |number: f64| (1.0..f64::INFINITY).contains(&number);
+        let aggression = self.aggression.map_or(1.0, f64::from);
         let mut rules = vec![("throttle.window", self.window.is_none_or(|span| range.contains(&span.into())))];
         // Whichever was set last.
-        rules.push(match self.accept_rate {
-            Some(rate) => ("throttle.accept_rate", (0.01..=1.0).contains(&f64::from(rate))),
-            None => ("throttle.multiplier", at_least_one(self.multiplier)),
-        });
-        rules.push(("throttle.aggression", at_least_one(self.aggression)));
+        let (setting, value, multiplier) = match (self.accept_rate, self.multiplier) {
+            (Some(rate), _) => ("throttle.accept_rate", (0.01..=1.0).contains(&f64::from(rate)), 1.0 / f64::from(rate)),
+            (None, Some(multiplier)) => ("throttle.multiplier", at_least_one(multiplier.into()), multiplier.into()),
+            (None, None) => ("throttle.multiplier", true, if self.envoy { 1.0 / 0.95 } else { 2.0 }),
+        };
+        rules.push((setting, value && (self.envoy || multiplier > 1.0)));
+        rules.push(("throttle.aggression", at_least_one(aggression)));
+        rules.push(("throttle.aggression", self.envoy || !(multiplier > 1.0 && (multiplier..f64::INFINITY).contains(&aggression))));
         rules.push(("throttle.max_rejection", self.max_rejection.is_none_or(is_rate)));
         rules
     }

@@ -210,7 +210,7 @@ impl CircuitBreakerBuilder {
     }
 
     /// Re-opens the road gradually: when the [first](Self::probes) round of probes has succeeded so many go out, and so on, and all only
-    /// after the last of these rounds. Each is judged as the first is, has a [lease](Self::probe_lease) of its own, and is told as a
+    /// after the last of these rounds. Each is judged as the first is, has its own [lease](Self::probe_lease), and is told as a
     /// transition from half-open to half-open.
     ///
     /// For what falls over again when everybody comes back at once, such as a service whose caches are cold. Where it is a matter of how
@@ -234,8 +234,8 @@ impl CircuitBreakerBuilder {
         self
     }
 
-    /// A round of probes counts as failed if one is still out by then, so that a probe that hangs cannot keep the circuit
-    /// half-open. If none is out, the next caller begins another lease.
+    /// A round of probes counts as failed if so long after the latest of them one is still out, so that a probe that hangs cannot
+    /// keep the circuit half-open. Where calls are rare, a round may take far longer.
     pub fn probe_lease(mut self, lease: Duration) -> Self {
         self.probe_lease = Some(lease);
         self

@@ -30,7 +30,7 @@ enum Phase {
         until: u64,
     },
     HalfOpen {
-        /// When the round counts as failed if it is undecided.
+        /// When the round counts as failed if a probe is out.
         lease_ends: u64,
         /// Probes that are out or have answered.
         issued: u32,
@@ -175,14 +175,12 @@ impl Machine {
                 let cause = Cause { rule: Rule::ProbeLease, measured: (*succeeded + *failed) as f32 };
                 (false, Some(self.open(settings, now, cause, None, unit)))
             }
+            Phase::HalfOpen { issued, .. } if *issued == probes => (false, None),
             Phase::HalfOpen { lease_ends, issued, .. } => {
-                // No probe is out, so none hangs: a service that is rarely called takes its time.
-                if now >= *lease_ends {
-                    *lease_ends = now.saturating_add(clock::nanos(settings.probe_lease));
-                }
-                let admitted = *issued < probes;
-                *issued += u32::from(admitted);
-                (admitted, None)
+                // Anew with each probe, or one that has just gone would be what hangs where calls are rare and rounds large.
+                *lease_ends = now.saturating_add(clock::nanos(settings.probe_lease));
+                *issued += 1;
+                (true, None)
             }
         }
     }

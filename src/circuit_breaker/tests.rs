@@ -228,7 +228,7 @@ impl Model {
                 (true, moved)
             }
             State::HalfOpen if now >= self.until() && self.probes_out() > 0 => (false, self.open(now, None)),
-            State::HalfOpen if now >= self.until() && self.free_probes() > 0 => {
+            State::HalfOpen if self.free_probes() > 0 => {
                 let renewed = now.saturating_add(self.rules.lease);
                 if let Some(Entry::Moved { until, .. }) =
                     self.history.iter_mut().rfind(|entry| matches!(entry, Entry::Moved { .. }))
@@ -238,11 +238,7 @@ impl Model {
                 self.history.push(Entry::ProbeOut);
                 (true, None)
             }
-            State::HalfOpen if self.free_probes() == 0 => (false, None),
-            State::HalfOpen => {
-                self.history.push(Entry::ProbeOut);
-                (true, None)
-            }
+            State::HalfOpen => (false, None),
             _ => (true, None),
         }
     }

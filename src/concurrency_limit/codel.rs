@@ -60,7 +60,7 @@ mod tests {
         Codel::new(Duration::from_millis(5), Duration::from_millis(100))
     }
 
-    /// folly, `CodelTest.cpp`: vector G1.
+    // VECTOR: G1, folly's `CodelTest.cpp`
     #[test]
     fn g1_the_basic_test_of_folly() {
         let mut codel = codel();

@@ -119,8 +119,9 @@ impl ConcurrencyLimitBuilder {
 
     /// Guarantees a [`Partition`] this part of the limit, above 0 and at most 1; all of them together at most 1, and at most 200 of them.
     ///
-    /// Whoever has less in flight than that part (rounded up) goes, also if others have taken what was idle meanwhile: then more are in
-    /// flight than the limit says, until they give it back. Whoever has more, and whoever is in none of the partitions, goes if there is
+    /// Whoever has less in flight than that part (rounded up, so each has one at least, and the parts of a small limit may come to more
+    /// than it) goes, also if others have taken what was idle meanwhile: then more are in flight than the limit says, until they give it
+    /// back. Whoever has more, and whoever is in none of the partitions, goes if there is
     /// room in all. Whoever is owed goes before all who wait for what is idle, those of a higher priority among them, and otherwise in the
     /// order of the queue. No place in the queue is guaranteed: what is shed there goes by [`Priority`](crate::Priority).
     ///

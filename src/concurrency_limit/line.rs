@@ -187,9 +187,12 @@ impl Line {
         self.queue.back().map(|(_, waiter)| waiter.priority)
     }
 
-    /// The last of the lowest priority gives up its place: its waker, to wake outside of the lock.
-    pub(super) fn evict(&mut self) -> Option<Waker> {
-        let (index, _) = self.queue.unlink_back()?;
+    /// Of the lowest priority whoever would be the last to go gives up its place: its waker, to wake outside of the lock.
+    pub(super) fn evict(&mut self, now: u64) -> Option<Waker> {
+        let oldest = |lowest| self.queue.find(|waiter| waiter.priority == lowest);
+        let newest_first = matches!(self.discipline, Discipline::Lifo { .. }) && self.is_stale(now);
+        let (index, _) = if newest_first { oldest(self.lowest()?) } else { self.queue.back() }?;
+        self.queue.unlink_one(index)?;
         self.settle(index, Standing::Refused(Refusal::Evicted))
     }
 
@@ -220,8 +223,17 @@ impl Line {
     /// Whether somebody waits who is owed a permit of so many: then he is the next, whether there is room or not, as what others
     /// borrow before him would come on top. While the service is down it is chosen otherwise, as long as there is room.
     pub(super) fn owes(&self, now: u64, max: u32, has_room: bool) -> bool {
-        let is_down = || self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now));
-        self.shares.owe(max) && !(has_room && is_down())
+        self.shares.owe(max) && !(has_room && self.is_down(now))
+    }
+
+    /// Whether whoever comes is owed a permit of so many, whoever waits. While the service is down those are chosen from.
+    pub(super) fn owes_to(&self, now: u64, share: Share, max: u32) -> bool {
+        self.shares.admits(share, max) && !self.is_down(now)
+    }
+
+    /// Whether the service is silent or fails every call.
+    fn is_down(&self, now: u64) -> bool {
+        self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now))
     }
 
     /// The first who is owed a permit of so many.
@@ -234,15 +246,18 @@ impl Line {
     pub(super) fn grant(&mut self, now: u64, owed_of: Option<u32>) -> Option<Waker> {
         let (index, waiter) = if let Some((index, _)) = self.owed(owed_of) {
             self.queue.unlink_one(index)
-        } else if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
+        } else if self.is_down(now) {
             // Whoever came last can wait for it the longest, and nobody is sent again and again while others wait.
             self.queue.unlink_least(|waiter| (Reverse(waiter.priority), waiter.attempts))
         } else if !self.is_stale(now) {
             self.queue.unlink_front()
-        } else if self.lowest() == self.queue.front().map(|(_, waiter)| waiter.priority) {
-            self.queue.unlink_back()
         } else {
-            self.queue.unlink_least(|waiter| Reverse(waiter.priority))
+            // Of those with a deadline it is not the newest who stands last, but who has the most time left.
+            let has_deadline = |waiter: &Waiter| self.discipline == Discipline::Deadline && waiter.deadline.is_some();
+            let key = |waiter: &Waiter| (Reverse(waiter.priority), has_deadline(waiter));
+            let last_is_next =
+                self.queue.front().map(|(_, first)| key(first)) == self.queue.back().map(|(_, last)| key(last));
+            if last_is_next { self.queue.unlink_back() } else { self.queue.unlink_least(key) }
         }?;
         let share = waiter.share;
         self.goes(now, share);
@@ -271,8 +286,9 @@ impl Line {
 
     /// There is room for the next. Takes it out if it has stood for too long: its waker, to wake outside of the lock.
     pub(super) fn refuse_stood(&mut self, now: u64) -> Option<Option<Waker>> {
+        let is_down = self.is_down(now);
         let codel = self.codel.as_mut()?;
-        if self.regulator.as_ref().is_some_and(|regulator| regulator.is_down(now)) {
+        if is_down {
             // They are held back, and are let out once the service is back.
             codel.is_empty();
             return None;

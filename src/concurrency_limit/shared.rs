@@ -284,7 +284,7 @@ impl Shared {
         }
         let share = if self.shared_out { line.shares.of(Partition::current()) } else { Share::NONE };
         let max = line.room(now);
-        let is_owed = line.shares.admits(share, max);
+        let is_owed = line.owes_to(now, share, max);
         let mut word = self.word.0.load(Relaxed);
         loop {
             let room = is_owed || waiting(word) == 0 && in_flight(word) < max;
@@ -303,7 +303,7 @@ impl Shared {
                 }
                 // Whoever gives a permit back from now on sees that somebody waits, and takes the lock that we hold.
                 Ok(_) => {
-                    let evicted = if next == word { line.evict() } else { None };
+                    let evicted = if next == word { line.evict(now) } else { None };
                     let deadline = asks.deadline.map(|deadline| self.nanos_of(deadline));
                     let number = line.join(now, deadline, asks.attempts, priority, share);
                     self.note_lowest(&line);
@@ -376,6 +376,10 @@ impl Shared {
             regulator.fall_silent(at);
         }
         self.publish(&line);
+        // Those who wait have seen the gate open, and nobody else may come.
+        let waker = line.needs_lookout(at);
+        drop(line);
+        wake(waker);
     }
 
     /// Whether it wants to hear of a call that ended so: not of an answer that was there at once, while
@@ -480,7 +484,7 @@ impl Shared {
         // Asked under the lock that `wake_all` takes after it became so: either it is so, or `wake_all` wakes.
         let draining = self.is_draining();
         drop(line);
-        drop(waker);
+        lose(waker);
         match found {
             Found::Granted(share) => Queued::Granted(share),
             Found::Refused(why) => Queued::Refused(self.refused(why)),
@@ -523,7 +527,7 @@ impl Shared {
             self.note_lowest(&line);
         }
         drop(line);
-        drop(waker);
+        lose(waker);
         if let Some(share) = granted {
             self.release_of(share);
         } else if self.timed.is_some() {
@@ -653,6 +657,11 @@ fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
     }
+}
+
+/// Nor is whoever was granted to lose the permit, if it panics when it is dropped.
+fn lose(waker: Option<Waker>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(waker)));
 }
 
 impl fmt::Debug for Shared {

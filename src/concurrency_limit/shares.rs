@@ -131,7 +131,7 @@ mod tests {
         (0..).take_while(|_| shares.admits(share, max).then(|| shares.took(share)).is_some()).count() as u32
     }
 
-    // Vector F5.
+    // VECTOR: F5
     #[test]
     fn shares_are_rounded_up_and_follow_the_limit() {
         let (mut shares, live, batch) = shares();

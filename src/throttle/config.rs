@@ -71,8 +71,9 @@ impl ThrottleBuilder {
     }
 
     /// So many requests are fine for each that is accepted: what goes beyond is refused. The lower, the fewer calls the service has
-    /// to refuse, and the later it is noticed that it can take more. It is the K of the book, and one over the
-    /// [`accept_rate`](Self::accept_rate): whichever is set last holds.
+    /// to refuse, and the later it is noticed that it can take more: by [`Throttle::google`], for which it is above 1, what is sent
+    /// grows as many times a window. It is the K of the book, and one over the [`accept_rate`](Self::accept_rate): whichever is set
+    /// last holds.
     pub fn multiplier(mut self, requests: f64) -> Self {
         self.formula.allowance = Allowance::Multiplier(requests);
         self
@@ -84,7 +85,9 @@ impl ThrottleBuilder {
         self
     }
 
-    /// Above 1, refuse more already when few calls are not accepted: the chance is raised to the power of one over this.
+    /// Above 1, refuse more already when few calls are not accepted: the chance is raised to the power of one over this. By
+    /// [`Throttle::google`] it is below the [`multiplier`](Self::multiplier): what is refused counts as a request, and would keep it
+    /// from finding out that the service is back.
     pub fn aggression(mut self, aggression: f64) -> Self {
         self.formula.aggression = aggression;
         self
@@ -132,14 +135,37 @@ impl ThrottleBuilder {
         let at_least_one = |number: f64| (1.0..f64::INFINITY).contains(&number);
         let Formula { allowance, aggression, max_rejection, .. } = self.formula;
         match allowance {
+            Allowance::Multiplier(k) if self.counts_refused => {
+                let more = at_least_one(k) && k > 1.0;
+                checks.require(
+                    more,
+                    "multiplier",
+                    k,
+                    "must be a finite number above 1, to find out when the service is back",
+                );
+            }
             Allowance::Multiplier(k) => {
                 checks.require(at_least_one(k), "multiplier", k, "must be a finite number of at least 1");
             }
+            Allowance::Rate(rate) if self.counts_refused => {
+                let less = (0.01..1.0).contains(&rate);
+                checks.require(
+                    less,
+                    "accept_rate",
+                    rate,
+                    "must be at least 0.01 and below 1, to find out when the service is back",
+                );
+            }
             Allowance::Rate(rate) => {
-                checks.require((0.01..=1.0).contains(&rate), "accept_rate", rate, "must be between 0.01 and 1")
+                checks.require((0.01..=1.0).contains(&rate), "accept_rate", rate, "must be between 0.01 and 1");
             }
         }
         checks.require(at_least_one(aggression), "aggression", aggression, "must be a finite number of at least 1");
+        // Where little is sent, and all of that accepted, it is multiplier / aggression times as much a window later.
+        let multiplier = allowance.multiplier();
+        let shuts = self.counts_refused && multiplier > 1.0 && (multiplier..f64::INFINITY).contains(&aggression);
+        let allowed = "must be below the multiplier, to find out when the service is back";
+        checks.require(!shuts, "aggression", aggression, allowed);
         checks.rate("max_rejection", max_rejection);
     }
 

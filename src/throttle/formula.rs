@@ -30,6 +30,14 @@ impl Allowance {
         }
     }
 
+    /// How many requests are fine for each that is accepted.
+    pub(super) fn multiplier(self) -> f64 {
+        match self {
+            Allowance::Multiplier(multiplier) => multiplier,
+            Allowance::Rate(rate) => rate.recip(),
+        }
+    }
+
     /// Below which share of accepted requests something is refused.
     pub(super) fn rate(self) -> f64 {
         match self {
@@ -69,7 +77,7 @@ mod tests {
         assert!((found - expected).abs() < 1e-12, "{found}, not {expected}");
     }
 
-    /// Vector G3, of Envoy's `admission_control_filter_test.cc`.
+    // VECTOR: G3, Envoy's `admission_control_filter_test.cc`
     #[test]
     fn it_is_that_of_envoys_own_tests() {
         let tested = Formula { allowance: Allowance::Rate(1.0), max_rejection: 1.0, ..ENVOY };
@@ -110,6 +118,24 @@ mod tests {
         assert_eq!(chance(aggressive, 1000, 950), 0.0);
         assert_eq!(chance(Formula { aggression: f64::MAX, ..aggressive }, 1000, 475), 1.0);
         assert_eq!(chance(Formula { aggression: f64::MAX, ..aggressive }, 1000, 950), 0.0);
+    }
+
+    /// Of a service that accepts all it is sent again, where what is refused counts: the share that is sent grows from any, or falls
+    /// to none for good.
+    #[test]
+    fn below_the_multiplier_no_aggression_shuts_a_service_out_for_good() {
+        let grows = |multiplier, aggression, sent: u64| {
+            let formula = Formula { allowance: Allowance::Multiplier(multiplier), aggression, ..GOOGLE };
+            1.0 - chance(formula, 1_000_000, sent) > sent as f64 / 1e6
+        };
+        for (multiplier, aggression) in [(1.01, 1.0), (1.1, 1.09), (2.0, 1.0), (2.0, 1.9), (3.0, 2.0), (9.0, 8.9)] {
+            for sent in [100, 1_000, 10_000, 100_000, 300_000, 500_000, 900_000] {
+                assert!(grows(multiplier, aggression, sent), "{multiplier}, {aggression}: {sent}");
+            }
+        }
+        for (multiplier, aggression) in [(2.0, 2.1), (2.0, 3.0), (8.9, 9.0)] {
+            assert!(!grows(multiplier, aggression, 100), "{multiplier}, {aggression}");
+        }
     }
 
     #[test]

@@ -101,7 +101,8 @@ use crate::window::rate;
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Snapshot {
-    /// Requests in the window; by [`Throttle::google`] with those that the throttle refused.
+    /// Requests in the window; by [`Throttle::google`] with those that the throttle refused. An accepted one in eight is counted with
+    /// its time; those before it count from when somebody looks, be it here.
     pub requests: u64,
     /// Those among them that the service accepted.
     pub accepts: u64,

@@ -74,7 +74,9 @@ impl Shared {
     }
 
     pub(super) fn snapshot(&self, now: Instant) -> Snapshot {
-        let (totals, rejection_probability) = self.gauge.weigh(since(self.base, now));
+        let (totals, chance) = self.gauge.weigh(since(self.base, now));
+        // Where successes have slid out of the window, and failures stay, nobody is asked before the next failure.
+        let rejection_probability = if self.gauge.is_wary() { chance } else { 0.0 };
         let rejected = self.rejected.total();
         Snapshot { requests: totals.calls(), accepts: totals.successes, rejection_probability, rejected }
     }

@@ -423,3 +423,27 @@ async fn what_was_given_up_long_ago_is_no_silence() {
     assert_eq!(began.elapsed().as_millis() / 10, 2, "all at once");
     drop(held);
 }
+
+// Those who wait have last looked when nothing was wrong, so nobody knows yet when to look again.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_when_a_silence_is_found_is_let_out_though_nobody_comes() {
+    let limit = ConcurrencyLimit::builder().max_in_flight(100).max_queue(100).adaptive(Says(2.0)).hold_back(true);
+    let limit = limit.build().unwrap();
+    let calls = |takes| {
+        let limit = limit.clone();
+        let work = async move || {
+            sleep(takes).await;
+            Ok::<_, Infallible>(())
+        };
+        tokio::spawn(async move { limit.call(work()).await.is_ok() })
+    };
+    for _ in 0..50 {
+        assert!(calls(ms(10)).await.unwrap());
+    }
+    let [hangs, given_up, next, last] = [ms(1_000_000), ms(1_000_000), ms(1_000_000), ms(10)].map(calls);
+    sleep(ms(100)).await;
+    assert_eq!((limit.in_flight(), limit.waiting()), (2, 2));
+    given_up.abort();
+    assert!(timeout(secs(2), last).await.expect("nobody looks").unwrap());
+    drop((hangs, next));
+}

@@ -343,8 +343,8 @@ fn rejects<T: Debug, E: Debug>(outcome: Result<T, Error<E>>, rule: Rule) {
 // HAZARD: C10
 #[test]
 fn a_throttle_allocates_nothing_to_say_no() {
-    for builder in [Throttle::google(), Throttle::envoy()] {
-        let throttle = builder.aggression(f64::MAX).max_rejection(1.0).build().unwrap();
+    for builder in [Throttle::google().multiplier(f64::MAX), Throttle::envoy()] {
+        let throttle = builder.aggression(1e300).max_rejection(1.0).build().unwrap();
         assert!(now(throttle.call(ready(Err::<(), _>("busy")))).is_err());
         allocates_nothing(|| rejects(now(throttle.call(ready(Ok::<_, &str>(7)))), Rule::AcceptRate));
         let mut service = throttle.layer().layer(Echo);

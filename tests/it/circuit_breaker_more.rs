@@ -1,6 +1,7 @@
 //! The circuit breaker, second part: half-open, the cancel rule, states by hand, waiting in `poll_ready`, and retry.
 
 use std::{
+    collections::VecDeque,
     future::ready,
     sync::{
         Barrier,
@@ -221,6 +222,36 @@ async fn a_lease_ends_a_round_whose_probes_hang() {
     assert!(take_all(&breaker).is_empty());
     probes.into_iter().for_each(|probe| probe.settle(Verdict::Success));
     assert_eq!(breaker.state(), State::Closed);
+}
+
+// HAZARD: B2
+#[tokio::test(start_paused = true)]
+async fn a_round_that_takes_longer_than_a_lease_is_no_round_that_hangs() {
+    // A call a second, of two: some probe is out at any time.
+    let breaker = due(touchy().probes(50).probe_failure_rate(0.2).probe_lease(secs(3))).await;
+    let mut out = VecDeque::new();
+    for _ in 0..50 {
+        out.push_back(breaker.try_acquire().unwrap());
+        advance(secs(1)).await;
+        if out.len() == 3 {
+            out.pop_front().unwrap().settle(Verdict::Success);
+        }
+    }
+    assert_eq!(breaker.state(), State::Closed, "41 of 50 decide it");
+}
+
+// HAZARD: B2
+#[tokio::test(start_paused = true)]
+async fn each_probe_has_a_lease_of_its_own_and_who_is_refused_waits_for_the_last() {
+    let breaker = due(touchy().probes(2).probe_lease(secs(30))).await;
+    let _first = breaker.try_acquire().unwrap();
+    advance(secs(20)).await;
+    let _second = breaker.try_acquire().unwrap();
+    advance(secs(29)).await;
+    let no = refused(&breaker);
+    assert_eq!((no.rule(), no.retry_after()), (Rule::ProbesOut, Some(secs(1))));
+    advance(secs(1)).await;
+    assert_eq!(refused(&breaker).rule(), Rule::ProbeLease);
 }
 
 #[tokio::test(start_paused = true)]
@@ -530,7 +561,7 @@ async fn a_later_round_that_fails_or_hangs_opens_the_circuit_and_begins_with_the
     first.into_iter().for_each(|probe| probe.settle(Verdict::Success));
     let mut hung = take_all(&breaker);
     hung.pop().unwrap().settle(Verdict::Success);
-    // Its lease is its own, from its first.
+    // Its lease is its own.
     advance(secs(30)).await;
     let no = refused(&breaker);
     assert_eq!((no.rule(), no.measured(), no.threshold()), (Rule::ProbeLease, Some(1.0), Some(4.0)));

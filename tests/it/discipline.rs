@@ -13,7 +13,7 @@ use buttress::{
 use futures_util::future::join_all;
 use tokio::{
     sync::mpsc,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
@@ -309,4 +309,49 @@ async fn a_place_that_somebody_held_for_too_long_is_had_by_who_outranks_him() {
     drop(held);
     drop(high.await.unwrap());
     assert_eq!(low.await.unwrap_err().rule(), Rule::Deadline);
+}
+
+/// Those without a deadline have waited for so long that the newest goes first; those with one go by it all the same.
+#[tokio::test(start_paused = true)]
+async fn of_those_with_a_deadline_never_the_one_with_the_most_time_left_goes_first() {
+    let limit = limit(Discipline::Deadline, 9);
+    let held = limit.acquire().await.unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let mut calls = JoinSet::new();
+    for (number, left) in [None, Some(12), Some(60), None].into_iter().enumerate() {
+        let (limit, tell) = (limit.clone(), tell.clone());
+        let call = async move {
+            let _permit = limit.acquire().await.unwrap();
+            tell.send(number).unwrap();
+        };
+        match left {
+            Some(left) => calls.spawn(Deadline::after(secs(left)).scope(call)),
+            None => calls.spawn(call),
+        };
+        tokio::task::yield_now().await;
+    }
+    sleep(ms(200)).await;
+    drop(held);
+    calls.join_all().await;
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [3, 0, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_newest_go_first_the_oldest_of_the_lowest_gives_up_its_place() {
+    let limit = limit(Discipline::LIFO, 3);
+    let held = limit.acquire().await.unwrap();
+    let (callers, mut told) = Callers::new(&limit);
+    callers.comes(0, Priority::CRITICAL, ms(10)).await;
+    callers.comes(1, Priority::SHEDDABLE, ms(10)).await;
+    callers.comes(2, Priority::SHEDDABLE, ms(10)).await;
+    // Not yet: whoever came first goes first.
+    callers.comes(3, Priority::CRITICAL, ms(10)).await;
+    assert_eq!(told.recv().await, Some((2, Err(Rule::QueueFull))));
+    sleep(ms(200)).await;
+    callers.comes(4, Priority::CRITICAL, ms(10)).await;
+    assert_eq!(told.recv().await, Some((1, Err(Rule::QueueFull))));
+    callers.comes(5, Priority::CRITICAL_PLUS, ms(10)).await;
+    assert_eq!(told.recv().await, Some((0, Err(Rule::QueueFull))), "it has waited for the longest");
+    drop(held);
+    assert_eq!(order(&mut told, 3).await, [5, 4, 3]);
 }

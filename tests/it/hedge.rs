@@ -92,7 +92,7 @@ async fn if_the_first_fails_the_hedge_is_waited_for() {
     assert_eq!(hedged(&[(60, Err("first")), (90, Err("hedge"))]).await, (Err("hedge"), 140, vec![0, 50]));
 }
 
-/// Polly, `HedgingResilienceStrategyTests.cs`: H1.
+// VECTOR: H1, Polly's `HedgingResilienceStrategyTests.cs`
 #[tokio::test(start_paused = true)]
 async fn h1_if_all_fail_and_the_first_is_the_slowest_its_outcome_is_returned() {
     for delay in [0, 1_000] {
@@ -103,7 +103,7 @@ async fn h1_if_all_fail_and_the_first_is_the_slowest_its_outcome_is_returned() {
     }
 }
 
-/// Finagle's `BackupRequestFilter`: H3.
+// VECTOR: H3, Finagle's `BackupRequestFilter`
 #[tokio::test(start_paused = true)]
 async fn h3_what_fails_before_its_time_is_returned_not_sent_again_and_not_learned_from() {
     assert_eq!(hedged(&[(40, Err("first"))]).await, (Err("first"), 40, vec![0]));

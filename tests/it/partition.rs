@@ -9,7 +9,10 @@ use buttress::{
 };
 use futures_util::{future::join_all, poll};
 use proptest::prelude::*;
-use tokio::{runtime, time::sleep};
+use tokio::{
+    runtime,
+    time::{advance, sleep},
+};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use crate::support::{Boxed, Counts, ms, secs};
@@ -39,7 +42,7 @@ async fn take(limit: &ConcurrencyLimit, partition: Partition, count: usize) -> V
     permits
 }
 
-// Vector F5.
+// VECTOR: F5
 #[tokio::test(start_paused = true)]
 async fn what_is_idle_is_borrowed_and_what_is_guaranteed_is_had() {
     let limit = builder().build().unwrap();
@@ -165,7 +168,10 @@ async fn in_a_policy_each_attempt_takes_its_share_and_gives_it_back() {
     let mut calls = Box::pin(join_all(calls));
     assert!(poll!(&mut calls).is_pending());
     assert_eq!((limit.in_flight_of(LIVE), limit.waiting()), (10, 10));
-    assert!(poll!(&mut Box::pin(BATCH.scope(hangs.send(())))).is_pending(), "three are guaranteed, and it was dropped");
+    let mut owed = Box::pin(BATCH.scope(hangs.send(())));
+    assert!(poll!(&mut owed).is_pending());
+    assert_eq!((limit.in_flight(), limit.in_flight_of(BATCH)), (11, 1), "three are guaranteed");
+    drop(owed);
     assert_eq!((limit.in_flight(), limit.in_flight_of(BATCH)), (10, 0));
     for answer in calls.await {
         assert_eq!(answer.unwrap_err().rejection().map(Rejection::rule), Some(Rule::AttemptTimeout));
@@ -192,6 +198,40 @@ async fn shares_of_a_limit_that_finds_itself_are_parts_of_what_it_finds() {
     }
     assert!(limit.max_in_flight() > most, "{}", limit.max_in_flight());
     assert_eq!((limit.in_flight(), limit.in_flight_of(LIVE)), (0, 0));
+}
+
+/// While the service is silent one is let out now and then, of all who wait.
+#[tokio::test(start_paused = true)]
+async fn of_a_silent_service_nobody_is_owed_anything_before_those_who_are_more_important() {
+    let limit = builder().max_in_flight(100).max_queue(100).adaptive(Headroom::default()).hold_back(true);
+    let limit = limit.build().unwrap();
+    let calls = |of: Partition, answers: bool| {
+        let limit = limit.clone();
+        let work = async move || {
+            if !answers {
+                pending::<()>().await;
+            }
+            sleep(ms(10)).await;
+            Ok::<_, Infallible>(())
+        };
+        let call: Boxed<_> = Box::pin(async move { of.scope(limit.call(work())).await });
+        call
+    };
+    for _ in 0..50 {
+        calls(BATCH, true).await.unwrap();
+    }
+    let mut silent: Vec<_> = (0..5).map(|_| calls(BATCH, false)).collect();
+    assert!(poll!(&mut silent[0]).is_pending());
+    advance(ms(200)).await;
+    for call in &mut silent[1..] {
+        assert!(poll!(call).is_pending());
+    }
+    assert_eq!((limit.in_flight(), limit.waiting()), (2, 3));
+    // The gate is open, and whoever looks out for it has yet to be polled.
+    advance(secs(1)).await;
+    let mut newcomer = Box::pin(Priority::SHEDDABLE.scope(calls(LIVE, false)));
+    assert!(poll!(&mut newcomer).is_pending());
+    assert_eq!((limit.in_flight(), limit.waiting(), limit.in_flight_of(LIVE)), (3, 3, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,11 @@ fn strict() -> ThrottleBuilder {
     Throttle::envoy().aggression(f64::MAX).max_rejection(1.0)
 }
 
+/// By Google's, as long as nothing is accepted.
+fn strict_google() -> ThrottleBuilder {
+    Throttle::google().multiplier(f64::MAX).aggression(1e300)
+}
+
 /// One that does.
 async fn refusing(builder: ThrottleBuilder) -> Throttle {
     let throttle = builder.build().unwrap();
@@ -74,7 +79,6 @@ async fn in_a_brown_out_as_much_is_sent_as_envoys_formula_says() {
         let throttle = Throttle::envoy().seed(7).build().unwrap();
         let sent = sent_of(&throttle, accepts).await;
         assert!((sent - expected).abs() < 0.04, "{sent} for {expected} where {accepts} % are accepted");
-        assert_eq!(throttle.snapshot().requests, counted(&throttle).0);
         let chance = throttle.snapshot().rejection_probability;
         assert!((chance - (1.0 - expected)).abs() < 0.02, "{chance}");
     }
@@ -101,14 +105,18 @@ async fn a_refusal_says_what_was_measured_and_the_service_is_not_asked() {
     assert_eq!(no.to_string(), "service behind `stock` is overloaded: accept rate 0.50 < 0.95");
     assert_eq!(throttle.snapshot().rejected, 1);
 
-    let google = refusing(Throttle::google().aggression(f64::MAX)).await;
-    let no = google.call(async { Ok::<_, &str>(()) }).await.unwrap_err();
+    let google = Throttle::google().seed(7).build().unwrap();
+    let no = loop {
+        if let Err(Error::Rejected(no)) = google.call(async { Err::<(), _>("busy") }).await {
+            break no;
+        }
+    };
     assert_eq!(no.to_string(), "service behind `throttle` is overloaded: accept rate 0.00 < 0.50");
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_it_refuses_is_a_request_by_googles_formula_and_none_by_envoys() {
-    for (builder, requests) in [(Throttle::google().aggression(f64::MAX), 4), (strict(), 1)] {
+    for (builder, requests) in [(strict_google(), 4), (strict(), 1)] {
         let throttle = refusing(builder).await;
         for _ in 0..3 {
             let refused = throttle.call(async { Ok::<_, &str>(()) }).await;
@@ -120,7 +128,7 @@ async fn what_it_refuses_is_a_request_by_googles_formula_and_none_by_envoys() {
 
 #[tokio::test(start_paused = true)]
 async fn once_the_window_has_gone_by_nothing_is_refused() {
-    for builder in [strict(), Throttle::google().aggression(f64::MAX).window(secs(30))] {
+    for builder in [strict(), strict_google().window(secs(30))] {
         let throttle = refusing(builder).await;
         sleep(secs(26)).await;
         assert_eq!(throttle.snapshot().rejection_probability, 1.0);
@@ -129,6 +137,20 @@ async fn once_the_window_has_gone_by_nothing_is_refused() {
         assert_eq!(throttle.call(async { Ok::<_, &str>(1) }).await, Ok(1));
         assert_eq!((counted(&throttle), throttle.snapshot().accept_rate()), ((1, 1), 1.0));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_says_how_likely_a_refusal_is_of_the_next_call_and_not_of_one_after_the_next_failure() {
+    let throttle = Throttle::google().window(secs(10)).build().unwrap();
+    for accepted in [true; 8].into_iter().chain([false; 8]) {
+        let _ = throttle.call(async { if accepted { Ok(()) } else { Err("busy") } }).await;
+        sleep(ms(500)).await;
+    }
+    sleep(ms(5_500)).await;
+    let seen = throttle.snapshot();
+    assert_eq!((seen.accept_rate() < 0.5, seen.rejection_probability), (true, 0.0), "{seen:?}");
+    assert_eq!(throttle.call(async { Err::<(), _>("busy") }).await, Err(Error::Inner("busy")), "it is not even drawn");
+    assert!(throttle.snapshot().rejection_probability > 0.5);
 }
 
 /// Which of a hundred calls are refused.
@@ -355,7 +377,7 @@ async fn an_open_circuit_and_its_probes_are_not_left_to_chance() {
         .open_time(Backoff::constant(secs(1)).jitter(Jitter::None))
         .build()
         .unwrap();
-    let throttle = Throttle::google().aggression(f64::MAX).build().unwrap();
+    let throttle = strict_google().build().unwrap();
     let policy = Policy::plain("stock").circuit_breaker(&breaker).throttle(&throttle).build().unwrap();
     assert_eq!(policy.call(|| async { Err::<(), _>("busy") }).await, Err(Error::Inner("busy")));
     assert_eq!(rule(&policy.call(|| async { Ok::<_, &str>(()) }).await), Some(Rule::AcceptRate));
@@ -467,21 +489,29 @@ async fn a_throttle_that_somebody_holds_is_kept_and_one_that_was_built_alone_kee
 
 #[test]
 fn what_cannot_work_is_refused_by_name_value_and_range() {
-    let new = Throttle::google;
+    let (new, envoy) = (Throttle::google, Throttle::envoy);
+    let back = ", to find out when the service is back";
     let number = "must be a finite number of at least 1";
     let share = "must be above 0 and at most 1";
     let table = [
         (new().name(""), "name = \"\": must not be empty: logs and rejections carry it".to_owned()),
         (new().window(ms(99)), "window = 99ms: must be between 100 ms and 1 h".to_owned()),
         (new().window(secs(3_601)), "window = 3601s: must be between 100 ms and 1 h".to_owned()),
-        (new().multiplier(0.999), format!("multiplier = 0.999: {number}")),
-        (new().multiplier(f64::NAN), format!("multiplier = NaN: {number}")),
-        (new().multiplier(f64::INFINITY), format!("multiplier = inf: {number}")),
-        (new().accept_rate(0.009), "accept_rate = 0.009: must be between 0.01 and 1".to_owned()),
-        (new().accept_rate(1.01), "accept_rate = 1.01: must be between 0.01 and 1".to_owned()),
-        (new().accept_rate(f64::NAN), "accept_rate = NaN: must be between 0.01 and 1".to_owned()),
+        (envoy().multiplier(0.999), format!("multiplier = 0.999: {number}")),
+        (envoy().multiplier(f64::NAN), format!("multiplier = NaN: {number}")),
+        (envoy().multiplier(f64::INFINITY), format!("multiplier = inf: {number}")),
+        (new().multiplier(1.0), format!("multiplier = 1.0: must be a finite number above 1{back}")),
+        (new().multiplier(f64::NAN), format!("multiplier = NaN: must be a finite number above 1{back}")),
+        (new().multiplier(f64::INFINITY), format!("multiplier = inf: must be a finite number above 1{back}")),
+        (envoy().accept_rate(0.009), "accept_rate = 0.009: must be between 0.01 and 1".to_owned()),
+        (envoy().accept_rate(1.01), "accept_rate = 1.01: must be between 0.01 and 1".to_owned()),
+        (envoy().accept_rate(f64::NAN), "accept_rate = NaN: must be between 0.01 and 1".to_owned()),
+        (new().accept_rate(0.009), format!("accept_rate = 0.009: must be at least 0.01 and below 1{back}")),
+        (new().accept_rate(1.0), format!("accept_rate = 1.0: must be at least 0.01 and below 1{back}")),
         (new().aggression(0.5), format!("aggression = 0.5: {number}")),
         (new().aggression(f64::INFINITY), format!("aggression = inf: {number}")),
+        (new().aggression(2.0), format!("aggression = 2.0: must be below the multiplier{back}")),
+        (new().accept_rate(0.4).aggression(2.5), format!("aggression = 2.5: must be below the multiplier{back}")),
         (new().max_rejection(0.0), format!("max_rejection = 0.0: {share}")),
         (new().max_rejection(1.5), format!("max_rejection = 1.5: {share}")),
         (new().max_rejection(f64::NAN), format!("max_rejection = NaN: {share}")),
@@ -492,10 +522,11 @@ fn what_cannot_work_is_refused_by_name_value_and_range() {
         assert_eq!(Policy::plain("stock").throttle(builder).build().unwrap_err(), error);
     }
     let extreme = [
-        new().window(ms(100)).multiplier(1.0),
-        new().window(secs(3_600)).multiplier(f64::MAX),
-        new().accept_rate(0.01).aggression(f64::MAX).max_rejection(f64::MIN_POSITIVE),
-        new().accept_rate(1.0).min_calls_per_second(u32::MAX),
+        envoy().window(ms(100)).multiplier(1.0),
+        new().window(secs(3_600)).multiplier(f64::MAX).aggression(1e300),
+        new().aggression(1.999),
+        envoy().accept_rate(0.01).aggression(f64::MAX).max_rejection(f64::MIN_POSITIVE),
+        envoy().accept_rate(1.0).min_calls_per_second(u32::MAX),
     ];
     for builder in extreme {
         assert!(builder.clone().build().is_ok(), "{builder:?}");

@@ -11,7 +11,7 @@ use std::{
         Arc, Barrier, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker},
 };
 
 use buttress::{
@@ -247,4 +247,29 @@ fn a_waker_that_panics_costs_nobody_else_the_permit() {
     assert_eq!((limit.in_flight(), limit.waiting()), (3, 0));
     drop((first, permit, held));
     assert_eq!(limit.in_flight(), 0);
+}
+
+/// A waker whose drop panics while this thread is armed.
+#[allow(unsafe_code)] // what is safe only counts references down
+fn brittle() -> Waker {
+    const TABLE: RawWakerVTable =
+        RawWakerVTable::new(|_| RAW, |_| {}, |_| {}, |_| assert!(!ARMED.get(), "a drop that panics, as asked"));
+    const RAW: RawWaker = RawWaker::new(std::ptr::null(), &TABLE);
+    // SAFETY: it points to nothing, and does nothing but panic.
+    unsafe { Waker::from_raw(RAW) }
+}
+
+// HAZARD: L5
+#[test]
+fn a_waker_that_panics_when_it_is_dropped_costs_nobody_the_permit() {
+    let limit = limit(1, 10);
+    let held = limit.try_acquire().unwrap();
+    let mut call = Box::pin(limit.acquire());
+    let waker = brittle();
+    assert!(call.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    drop(held);
+    let granted = armed(|| call.as_mut().poll(&mut Context::from_waker(&waker)).map(|granted| granted.is_ok()));
+    assert!(matches!(granted, Ok(Poll::Ready(true))), "{granted:?}");
+    drop(call);
+    assert_eq!((limit.in_flight(), limit.waiting()), (0, 0));
 }

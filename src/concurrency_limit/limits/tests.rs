@@ -21,7 +21,7 @@ fn half(limit: f64) -> f64 {
     limit / 2.0
 }
 
-// Vector F1.
+// VECTOR: F1
 #[test]
 fn vegas_does_as_netflix_has_it() {
     assert_eq!(run(Vegas::default(), 10.0, &[(10, 10), (10, 11)]), [10.0, 16.0]);
@@ -57,7 +57,7 @@ fn vegas_forgets_the_fastest_at_another_time_each_time() {
     assert!(gaps.windows(2).all(|two| two[0] != two[1]), "{gaps:?}");
 }
 
-// Vector F3.
+// VECTOR: F3
 #[test]
 fn the_long_term_average_begins_as_a_plain_one() {
     let mut average = Average::new(100, 10);
