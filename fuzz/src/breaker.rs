@@ -434,10 +434,9 @@ impl Model {
             }
             Round::Probing { lease_ends, out, succeeded, failed } => {
                 let admitted = *out + *succeeded + *failed < probes;
-                *out += u64::from(admitted);
-                if now >= *lease_ends {
-                    let renewed = now.saturating_add(nanos(self.rules.lease.or_a_nano()));
-                    *lease_ends = renewed;
+                if admitted {
+                    *out += 1;
+                    *lease_ends = now.saturating_add(nanos(self.rules.lease.or_a_nano()));
                 }
                 admitted
             }

@@ -277,7 +277,10 @@ impl Throttling {
         };
         rules.push((setting, value && (self.envoy || multiplier > 1.0)));
         rules.push(("throttle.aggression", at_least_one(aggression)));
-        rules.push(("throttle.aggression", self.envoy || !(multiplier > 1.0 && (multiplier..f64::INFINITY).contains(&aggression))));
+        rules.push((
+            "throttle.aggression",
+            self.envoy || !(multiplier > 1.0 && (multiplier..f64::INFINITY).contains(&aggression)),
+        ));
         rules.push(("throttle.max_rejection", self.max_rejection.is_none_or(is_rate)));
         rules
     }
