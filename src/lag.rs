@@ -8,7 +8,8 @@
 //!
 //! **When not.** It is a fuse and not a limit: all or nothing, and only after it has got late. What can be counted is for a
 //! [`ConcurrencyLimit`](crate::ConcurrencyLimit), which lets in as much as can be done; put this in front of it. And it mends nothing:
-//! what blocks belongs into `spawn_blocking`.
+//! what blocks belongs into `spawn_blocking`. Nor is it for a runtime of one thread that is only driven now and then, by `block_on`: the
+//! time between counts as lag, and the first call of each is refused.
 //!
 //! It is a layer of its own, outside of a [`Policy`](crate::Policy), and no part of one: most policies are those of clients and have no
 //! use for it, and would all pay for the question.

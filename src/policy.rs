@@ -551,7 +551,7 @@ impl<K> PolicyBuilder<K> {
     /// not down.
     ///
     /// Set a [`deadline`](Self::deadline) with it, or have callers set one: those who have a deadline are let out in the right order, and
-    /// not at all if it would be in vain. What was set before is replaced, what is set after it replaces its part.
+    /// not at all if it would be in vain; and a call that hangs for ever keeps its permit for as long. What was set before is replaced, what is set after it replaces its part.
     pub fn standard(self) -> Self {
         self.retry(RetryBuilder::standard())
             .hedge(HedgeBuilder::standard())

@@ -129,7 +129,7 @@ impl Claims {
             retry.deposit(now);
         }
         if let Some(hedge) = parts.hedge() {
-            hedge.deposit(now);
+            hedge.deposit(parts.retry().and_then(Retry::budget), now);
         }
         true
     }
@@ -445,8 +445,21 @@ impl Claims {
             return None;
         }
         let wait = self.arm(parts);
-        let delay = parts.hedge().and_then(Hedge::delay);
-        let Some((now, delay)) = self.started.zip(delay) else { return wait };
+        match self.started {
+            Some(now) => self.hedge_within(parts, wait, now),
+            None => wait,
+        }
+    }
+
+    /// The same, for one that had to wait for its service, and so has a timer already.
+    pub(super) fn arm_again_to_hedge<P: Parts>(&mut self, parts: &P) -> Option<Wait> {
+        parts.hedge().filter(|_| self.armed)?;
+        let wait = self.arm_again(parts);
+        self.hedge_within(parts, wait, now())
+    }
+
+    fn hedge_within<P: Parts>(&mut self, parts: &P, wait: Option<Wait>, now: Instant) -> Option<Wait> {
+        let Some(delay) = parts.hedge().and_then(Hedge::delay) else { return wait };
         let until = after(now, delay);
         if wait.is_some_and(|wait| wait.until <= until) {
             return wait;

@@ -261,7 +261,12 @@ where
                         }
                     };
                     match next {
-                        Some(Ok(attempt)) => this.state.set(State::Running { attempt }),
+                        Some(Ok(attempt)) => {
+                            if let Some(wait) = claims.arm_again_to_hedge(parts) {
+                                this.slot.as_mut().arm(wait);
+                            }
+                            this.state.set(State::Running { attempt });
+                        }
                         Some(Err(error)) => {
                             // The service is gone, which is no attempt's failure: nothing to count or to repeat.
                             this.state.set(State::Done);

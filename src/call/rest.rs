@@ -104,6 +104,11 @@ impl<H: Holds> Rest<H> {
         self.core.claims.is_empty() && idle.is_none() && whole.is_none()
     }
 
+    /// Whether its limit goes by how long the headers take.
+    pub(crate) fn is_counted_until_headers(&self) -> bool {
+        self.core.parts().limit().is_some_and(|limit| limit.is_adaptive())
+    }
+
     /// Gives the permit back.
     pub(crate) fn release(&mut self) {
         let (claims, held) = self.core.split();

@@ -25,7 +25,8 @@ pub enum Discipline {
     /// for the least often, and came last.
     #[default]
     Fifo,
-    /// Who has the least time left, first; and whoever has too little left for an answer is refused instead. Those without a deadline
+    /// Who has the least time left, first; and whoever has too little left for an answer is refused instead, which an adaptive limit
+    /// knows by how long answers take, and which for a fixed one is nothing left at all. Those without a deadline
     /// go in the order in which they came; once they wait for long, the newest first, as nobody may be left who waits for the others.
     Deadline,
     /// Who waits longest, first, as long as the queue passes; the newest first once it has stood for so long, since then whoever came

@@ -131,6 +131,10 @@ const MOST_CREDIT: f64 = 20.0;
 
 /// Whoever has less time left than so many times the usual is not let out to a service that is busy.
 const MARGIN: f64 = 2.0;
+const LEAST_MARGIN: f64 = 1.5;
+
+/// But whoever has hardly waited is, in any case.
+const MOST_LEFT: f64 = 0.9;
 
 impl Regulator {
     pub(super) fn new(strategy: Box<dyn Limit>, min: f64, max: f64, holds_back: bool) -> Self {
@@ -203,12 +207,20 @@ impl Regulator {
 
     /// How much time whoever goes must have left, in nanoseconds.
     pub(super) fn least_left(&self) -> u64 {
-        seconds((MARGIN * self.recent.value).min(0.5 * self.usually_allowed()))
+        let (usual, allowed) = (self.recent.value, if self.allowed > 0.0 { self.allowed } else { ALLOWED });
+        // Half of what calls may take is enough, but not where an answer takes as long: who is let out with less is asked for in vain.
+        let enough = (0.5 * allowed).max((LEAST_MARGIN * usual).min(MOST_LEFT * allowed));
+        seconds((MARGIN * usual).min(enough))
     }
 
     /// How long no answer is silence; `None` if that is not known yet, or does not matter.
     pub(super) fn silent_after(&self) -> Option<u64> {
         (self.holds_back && self.recent.value > 0.0).then(|| seconds((SILENT * self.recent.value).max(SILENT_AT_LEAST)))
+    }
+
+    /// How long no answer is silence where nobody can go any more: as long as until the first look into one.
+    pub(super) fn stuck_after(&self) -> Option<u64> {
+        Some(self.silent_after()?.max(seconds(PROBE_AFTER * self.usually_allowed())))
     }
 
     /// A call came that was never sent before.
@@ -226,7 +238,7 @@ impl Regulator {
         }
     }
 
-    /// A call has just gone, and none was answered for as long as is silence.
+    /// None was answered for as long as is silence, and a call has just gone, or none can.
     pub(super) fn fall_silent(&mut self, now: u64) {
         if self.unanswered == 0 {
             self.unanswered = 1;
@@ -315,7 +327,10 @@ impl Regulator {
     /// How far it may go. Zero: nowhere, until it may again.
     pub(super) fn bound(&mut self, max: f64) {
         self.max = max;
-        self.limit = self.within(self.limit);
+        // What was found is still so once it may go further again than nowhere.
+        if max >= 1.0 {
+            self.limit = self.within(self.limit);
+        }
     }
 
     fn within(&self, limit: f64) -> f64 {
@@ -555,6 +570,14 @@ mod tests {
         for at in 0..100 {
             end(&mut regulator, at * 1_000 * MS, Ended::Answered, 900 * MS);
         }
-        assert_eq!(regulator.least_left(), 500 * MS, "and at most half of all the time");
+        assert_eq!(regulator.least_left(), 900 * MS, "but no more than there is, nearly");
+        for at in 0..100 {
+            end(&mut regulator, at * 1_000 * MS, Ended::Answered, 300 * MS);
+        }
+        assert_eq!(regulator.least_left(), 500 * MS, "half of all the time is enough");
+        for at in 0..100 {
+            end(&mut regulator, at * 1_000 * MS, Ended::Answered, 400 * MS);
+        }
+        assert_eq!((regulator.least_left() + MS / 2) / MS, 600, "unless an answer takes more");
     }
 }

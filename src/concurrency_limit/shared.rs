@@ -386,7 +386,13 @@ impl Shared {
     /// nobody has to ask.
     #[inline]
     pub(crate) fn listens(&self, was_pending: bool, ended: Ended) -> bool {
-        self.adaptive && (was_pending || ended != Ended::Answered || self.max_in_flight.load(Relaxed) == 0)
+        let Some(timed) = self.adaptive() else { return false };
+        let listens = was_pending || ended != Ended::Answered || self.max_in_flight.load(Relaxed) == 0;
+        // An answer it is all the same, and ends what looks like silence.
+        if !listens && timed.unanswered_since.load(Relaxed) != 0 {
+            timed.unanswered_since.store(0, Relaxed);
+        }
+        listens
     }
 
     /// Gives a permit back, and tells an adaptive limit how the call ended.
@@ -577,6 +583,7 @@ impl Shared {
                 (waiting(word) != 0 && (owed || in_flight(word) < max)).then(|| word + 1 - WAITING)
             });
             if granted.is_err() {
+                self.find_silence(&mut line, now);
                 let waker = line.needs_lookout(now);
                 drop(line);
                 wake(waker);
@@ -587,6 +594,21 @@ impl Shared {
             self.publish(&line);
             drop(line);
             wake(waker);
+        }
+    }
+
+    /// Nobody can go. If none of those in flight is answered either, nobody would ever go and find that out.
+    fn find_silence(&self, line: &mut Line, now: u64) {
+        let (Some(timed), Some(regulator)) = (self.adaptive(), &mut line.regulator) else { return };
+        let (word, since) = (self.word.0.load(Relaxed), timed.unanswered_since.load(Relaxed));
+        if waiting(word) == 0 || in_flight(word) == 0 {
+            return;
+        }
+        if since == 0 {
+            timed.unanswered_since.store(now, Relaxed);
+        } else if regulator.stuck_after().is_some_and(|after| now.saturating_sub(since) > after) {
+            regulator.fall_silent(now);
+            self.publish(line);
         }
     }
 

@@ -109,11 +109,9 @@ impl HedgeBuilder {
             min_delay: self.min_delay,
             shutdown: self.shutdown,
         };
-        match (self.budget, retries) {
-            (None, None) => Hedge::new(settings, BudgetBuilder::default().ratio(0.1).assemble(), Purse::Own),
-            (None, Some(retries)) => Hedge::new(settings, retries.clone(), Purse::OfRetries),
-            (Some(budget), Some(retries)) if budget.is(retries) => Hedge::new(settings, budget, Purse::OfRetries),
-            (Some(budget), _) => Hedge::new(settings, budget, Purse::Shared),
+        match self.budget.or_else(|| retries.cloned()) {
+            None => Hedge::new(settings, BudgetBuilder::default().ratio(0.1).assemble(), Purse::Own),
+            Some(budget) => Hedge::new(settings, budget, Purse::Shared),
         }
     }
 }

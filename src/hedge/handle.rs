@@ -64,9 +64,6 @@ pub(super) struct Settings {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purse {
     Own,
-    /// Of the retries beside it, to which each call has paid already.
-    OfRetries,
-    /// With whomever.
     Shared,
 }
 
@@ -91,7 +88,8 @@ impl Hedge {
     }
 
     /// Asks once more when a call takes longer than so many of them, as 0.95: then at most about 5 % are sent twice. Learned from the
-    /// calls that were answered, and not done before 20 were.
+    /// calls that were answered, and not done before 20 were; but not from those that were answered at once, as by a cache, which
+    /// cost nothing: it is the percentile of the others.
     pub fn percentile(share: f64) -> HedgeBuilder {
         HedgeBuilder::new(Delay::Percentile { share: share as f32, times: 1.0 })
     }
@@ -170,10 +168,10 @@ impl Hedge {
         &self.shared.budget
     }
 
-    /// For each call, once.
+    /// For each call, unless it has `paid` to the same already.
     #[inline]
-    pub(crate) fn deposit(&self, now: impl FnOnce() -> Instant) {
-        if self.shared.purse != Purse::OfRetries {
+    pub(crate) fn deposit(&self, paid: Option<&Budget>, now: impl FnOnce() -> Instant) {
+        if !paid.is_some_and(|budget| budget.is(&self.shared.budget)) {
             self.shared.budget.deposit(now);
         }
     }

@@ -27,6 +27,8 @@ use crate::{
 /// - One that is dropped early counts as its headers said: its reader may have seen enough. Unless it was silent just
 ///   then, or not asked for again, for longer than the breaker's
 ///   [slow threshold](crate::CircuitBreakerBuilder::slow_call).
+/// - An [adaptive](crate::ConcurrencyLimitBuilder::adaptive) limit has its permit back with the headers, as it goes by how long these
+///   take: bodies that go on for days would fill it, and then it would hear of nothing. Bound those by a limit of a fixed number.
 /// - A half-open circuit takes the headers of its probes for an answer: a stream may go on for days.
 /// - A body that is cut off fails with the [`Rejection`](crate::Rejection) as its error.
 /// - A reader that does not ask for more is not timed, but by the deadline.
@@ -128,7 +130,7 @@ impl<T: Trailers> UntilBody<T> {
     /// What is left of the call, if anything.
     fn rest<H: Holds + Clone>(&self, ending: Ending<'_, H>) -> Option<Rest<H>> {
         let mut rest = ending.rest();
-        if !self.permit {
+        if !self.permit || rest.is_counted_until_headers() {
             rest.release();
         }
         if rest.is_empty() { None } else { Some(rest) }

@@ -24,6 +24,8 @@ const SPAN: Duration = Duration::from_secs(10);
 /// the thread's own and reads no clock; a withdrawal is made under a lock, so that it is never overdrawn. The ten seconds
 /// slide in tenths, and up to 63 calls of a thread may be counted when it next reads the clock.
 ///
+/// Where layers share one, each pays in for the calls that it gets: a call through two of them pays twice, so halve the ratio.
+///
 /// ```
 /// use buttress::{retry::Budget, Retry};
 /// use std::time::Duration;

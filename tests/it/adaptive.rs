@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, OnceLock,
@@ -446,4 +447,94 @@ async fn whoever_waits_when_a_silence_is_found_is_let_out_though_nobody_comes() 
     given_up.abort();
     assert!(timeout(secs(2), last).await.expect("nobody looks").unwrap());
     drop((hangs, next));
+}
+
+/// As many calls as are said, one every so many milliseconds, each of which takes so long: how many of them were answered.
+async fn answered(policy: &Policy, takes: u64, every: u64, count: usize) -> usize {
+    let mut calls = JoinSet::new();
+    for _ in 0..count {
+        let policy = policy.clone();
+        let work = move || async move {
+            sleep(ms(takes)).await;
+            Ok::<_, Infallible>(())
+        };
+        calls.spawn(async move { policy.call(work).await.is_ok() });
+        sleep(ms(every)).await;
+    }
+    calls.join_all().await.into_iter().filter(|ok| *ok).count()
+}
+
+// Of a service on which nothing is wrong. Whoever is let out when it is too late for an answer is asked for in vain, for ever.
+#[tokio::test(start_paused = true)]
+async fn calls_may_take_most_of_the_time_that_they_have() {
+    for (takes, deadline) in [(550, 1_000), (900, 1_000), (2_000, 3_000), (10_000, 30_000)] {
+        let policy = Policy::standard("slow").deadline(ms(deadline)).build().unwrap();
+        let every = takes / 5;
+        answered(&policy, takes, every, 200).await;
+        let later = answered(&policy, takes, every, 200).await;
+        assert!(later >= 198, "{later} of 200 that take {takes} ms of {deadline}");
+    }
+}
+
+/// One call hangs for ever, and its hedge with it, as the service does for a moment.
+async fn after_one_that_hangs(policy: Policy) -> usize {
+    assert_eq!(answered(&policy, 10, 20, 50).await, 50);
+    let hung = policy.clone();
+    tokio::spawn(async move { hung.call(pending::<Result<(), Infallible>>).await.is_ok() });
+    sleep(ms(200)).await;
+    answered(&policy, 10, 100, 50).await;
+    answered(&policy, 10, 100, 50).await
+}
+
+// Nobody goes where those that hang have every permit, so nobody finds that the service is silent; nor that it is back.
+#[tokio::test(start_paused = true)]
+async fn whoever_hangs_for_ever_takes_no_others_with_it() {
+    assert_eq!(after_one_that_hangs(Policy::standard("well").build().unwrap()).await, 50);
+    assert_eq!(after_one_that_hangs(Policy::standard("well").deadline(secs(30)).build().unwrap()).await, 50);
+    // Where the limit stays what it is, one goes now and then, to see.
+    let one = ConcurrencyLimit::builder().adaptive(Says(1.0)).hold_back(true).max_wait(secs(10));
+    let seen = after_one_that_hangs(Policy::plain("one").concurrency_limit(one).build().unwrap()).await;
+    assert!((5..15).contains(&seen), "{seen}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_found_is_still_so_after_a_time_of_nothing() {
+    let policy = Policy::standard("paused").build().unwrap();
+    answered(&policy, 20, 2, 1_000).await;
+    let limit = policy.concurrency_limit().unwrap();
+    let found = limit.max_in_flight();
+    assert!(found >= 10, "{found}");
+    limit.resize(0);
+    assert_eq!(limit.max_in_flight(), 0);
+    limit.resize(1_000);
+    assert_eq!(limit.max_in_flight(), found);
+}
+
+// Whatever comes of a cache, at once, is an answer.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_answers_at_once_is_not_silent() {
+    let limit = ConcurrencyLimit::builder().adaptive(Says(8.0)).hold_back(true).build().unwrap();
+    let calls = |takes| {
+        let limit = limit.clone();
+        let work = async move || {
+            if takes > 0 {
+                sleep(ms(takes)).await;
+            }
+            Ok::<_, Infallible>(())
+        };
+        tokio::spawn(async move { limit.call(work()).await.is_ok() })
+    };
+    for _ in 0..10 {
+        assert!(calls(10).await.unwrap());
+    }
+    let _first = calls(2_000);
+    for _ in 0..50 {
+        sleep(ms(10)).await;
+        assert!(calls(0).await.unwrap());
+    }
+    let _second = calls(2_000);
+    sleep(ms(10)).await;
+    let began = Instant::now();
+    assert!(calls(0).await.unwrap());
+    assert!(began.elapsed().is_zero(), "it was held back: {:?}", began.elapsed());
 }

@@ -6,6 +6,7 @@ use std::{
     cell::RefCell,
     future::{Future, pending},
     panic::AssertUnwindSafe,
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
@@ -19,8 +20,11 @@ use buttress::{
     CircuitBreaker, Cloned, ConcurrencyLimit, Error, Hedge, Jitter, Policy, Reason, Retry, Verdict,
     retry::{Budget, current_attempt},
 };
-use futures_util::{FutureExt, future::join_all};
-use tokio::time::{Instant, sleep, timeout};
+use futures_util::{
+    FutureExt,
+    future::{LocalBoxFuture, join_all},
+};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use crate::support::{Counts, ms, secs};
@@ -585,4 +589,63 @@ async fn a_call_that_has_its_answer_stands_in_no_line_below() {
     let mut call = std::pin::pin!(service.ready().await.unwrap().call(()));
     (&mut call).await.unwrap();
     timeout(secs(1), service.ready()).await.expect("nobody else waits for the permit").unwrap();
+}
+
+/// Gets ready a millisecond after it was first asked to, each clone of it anew.
+struct Drowsy {
+    wakes: Option<Pin<Box<Sleep>>>,
+    script: Script,
+}
+
+impl Clone for Drowsy {
+    fn clone(&self) -> Self {
+        Self { wakes: None, script: self.script.clone() }
+    }
+}
+
+impl Service<()> for Drowsy {
+    type Response = u32;
+    type Error = &'static str;
+    type Future = LocalBoxFuture<'static, Result<u32, &'static str>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+        self.wakes.get_or_insert_with(|| Box::pin(sleep(ms(1)))).as_mut().poll(cx).map(Ok)
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        self.script.ask().boxed_local()
+    }
+}
+
+// By an attempt that waits for its service, as those in a queue and all retries may, the timer is in use already.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_whose_service_was_not_ready_at_once_is_hedged_as_any_other() {
+    let retry = Retry::constant(ms(1)).max_attempts(3).without_budget();
+    let policy = Policy::cloned("drowsy").hedge(after(ms(50))).retry(retry);
+    for policy in [policy.clone().build().unwrap(), policy.timeout(secs(1)).build().unwrap()] {
+        let script = Script::new(&[(0, Err("no")), (5_000, Ok(1)), (10, Ok(2))]);
+        let drowsy = Drowsy { wakes: None, script: script.clone() };
+        let began = Instant::now();
+        assert_eq!(policy.wrap(drowsy).send(()).await.unwrap(), 2);
+        assert!(began.elapsed() < ms(100), "{:?}", script.begun());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_of_hedges_and_retries_is_paid_into_once_by_each_call() {
+    let budget = Budget::builder().ratio(0.1).min_per_second(0).build().unwrap();
+    let retry = Retry::constant(ms(1)).max_attempts(2).budget(budget.clone()).build().unwrap();
+    let hedge = Hedge::after(secs(5)).budget(budget);
+    let policy = Policy::plain("once").retry(&retry);
+    for policy in [policy.clone().hedge(hedge.clone()), policy.hedge(hedge.build().unwrap())] {
+        let (policy, asked) = (policy.build().unwrap(), Counts::default());
+        for _ in 0..100 {
+            let fails = || {
+                drop(asked.enter());
+                async { Err::<(), _>("no") }
+            };
+            assert!(policy.call(fails).await.is_err());
+        }
+        assert_eq!(asked.calls(), 110);
+    }
 }

@@ -188,6 +188,22 @@ async fn a_permit_until_the_headers_is_free_while_the_body_streams() {
     let _feed = fed.recv().await;
 }
 
+/// It goes by how long the headers take, and would hear of nothing once streams have filled it.
+#[tokio::test]
+async fn a_limit_that_finds_itself_is_not_shut_by_streams() {
+    let streams = Streams::default();
+    let (router, mut fed) = streams.router();
+    let policy = Policy::http_server("streams").standard().build().unwrap();
+    let app = router.layer(policy.layer());
+    let mut open = Vec::new();
+    for _ in 0..50 {
+        let Ok(response) = soon(app.clone().oneshot(Request::get("/").body(Body::empty()).unwrap())).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        open.push((response, fed.recv().await));
+    }
+    assert_eq!(policy.concurrency_limit().unwrap().in_flight(), 0);
+}
+
 #[tokio::test]
 async fn a_reader_that_goes_away_gives_the_permit_back() {
     for version in BOTH {

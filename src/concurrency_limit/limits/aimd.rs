@@ -39,7 +39,8 @@ impl Aimd {
 impl Limit for Aimd {
     fn update(&mut self, limit: f64, sample: &Sample) -> f64 {
         if sample.dropped || sample.rtt > self.slow {
-            (limit * 0.9).floor()
+            let less = limit * 0.9;
+            if less > 1.0 { less.floor() } else { less }
         } else if sample.uses(limit) {
             limit + 1.0
         } else {

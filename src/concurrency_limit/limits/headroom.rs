@@ -13,7 +13,12 @@ use super::{Limit, Sample};
 /// - `base` moves only while the limit is in nobody's way, so that neither an overload nor a slow leak become what is usual; and
 ///   nothing is slowed down to measure it. If a limit of many calls has come down by a third and nothing got faster for it, then
 ///   it was not the queue: `base` is taken anew;
-/// - it grows no further than to what is in use, and half of the calls' time to their deadline is the most that it lets them take.
+/// - it grows no further than to what is in use, and half of the calls' time to their deadline is the most that it lets them take,
+///   unless they take longer when nothing is wrong.
+///
+/// **When not.** A service that gets more than three times slower *for good*, and not because it is busy, cannot be told from one that is:
+/// a limit that was never above nine stays small then, and costs throughput, until its handle is built anew. Where calls of one
+/// client are of so different kinds from one day to the next, use [`Aimd`](super::Aimd), which knows no usual time, or a fixed limit.
 ///
 /// ```
 /// use buttress::{ConcurrencyLimit, concurrency_limit::Headroom};
@@ -82,8 +87,9 @@ impl Limit for Headroom {
         let waits = (1.0 - self.base / recent).max(1e-4);
         let may_wait = (ROOTS / limit.sqrt()).max(PART);
         let mut target = (limit * (may_wait / waits).clamp(0.5, 2.0)).min(UNUSED * self.peak + 1.0);
-        let longest = 0.5 * self.allowed;
-        if longest > 0.0 && recent > longest {
+        // Where they take longer when nothing is wrong, fewer of them take no less.
+        let longest = (0.5 * self.allowed).max(self.base);
+        if self.allowed > 0.0 && recent > longest {
             target = target.min(limit * longest / recent);
         }
 

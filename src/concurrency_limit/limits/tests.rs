@@ -83,6 +83,16 @@ fn gradient2_adds_four_while_it_is_no_slower_and_falls_to_what_it_tolerates() {
 }
 
 #[test]
+fn vegas_and_aimd_come_back_from_below_one() {
+    let vegas = run(Vegas::default(), 0.02, &[(10, 1); 100]);
+    assert!(vegas.last().is_some_and(|limit| *limit > 1.0), "{vegas:?}");
+    let dropped = Sample { dropped: true, ..Sample::new(now(), ms(1), 1) };
+    let mut aimd = Aimd::default();
+    assert_eq!([1.0, 0.5, 2.0].map(|limit| aimd.update(limit, &dropped)), [0.9, 0.45, 1.0]);
+    assert_eq!(aimd.update(0.5, &Sample::new(now(), ms(1), 1)), 1.5);
+}
+
+#[test]
 fn aimd_adds_one_and_takes_a_tenth() {
     assert_eq!(run(Aimd::default(), 20.0, &[(1, 20), (1, 10), (1, 10), (5_001, 1)]), [21.0, 21.0, 21.0, 18.0]);
     let mut aimd = Aimd::default();

@@ -50,7 +50,7 @@ impl Vegas {
 
     pub(super) fn forgets(&mut self, limit: f64) -> bool {
         self.samples += 1;
-        if f64::from(self.samples) < self.jitter * REMEMBERED * limit {
+        if f64::from(self.samples) < self.jitter * REMEMBERED * limit.max(1.0) {
             return false;
         }
         self.samples = 0;
