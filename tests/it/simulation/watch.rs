@@ -135,10 +135,14 @@ impl Seen {
         self.attempts.iter().filter(|attempt| attempt.runs()).count()
     }
 
-    /// Probes that are out in the present round.
+    /// Probes of the present round, of which some have ended.
+    pub fn probes(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts.iter().filter(|it| it.moves == self.moves.len() && it.state == Some(State::HalfOpen))
+    }
+
+    /// Those that are out.
     pub fn probing(&self) -> impl Iterator<Item = &Attempt> {
-        let this_round = |it: &&Attempt| it.moves == self.moves.len() && it.state == Some(State::HalfOpen);
-        self.attempts.iter().filter(this_round).filter(|attempt| attempt.runs())
+        self.probes().filter(|attempt| attempt.runs())
     }
 
     pub fn of(&self, call: usize) -> impl Iterator<Item = &Attempt> {

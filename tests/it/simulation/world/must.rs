@@ -47,10 +47,11 @@ impl World {
             }
             Reason::DeadlineExceeded => self.deadline(call).is_some_and(|deadline| now >= deadline),
             Reason::CircuitOpen => {
-                // A probe that hangs keeps others out for no longer than the lease. (A kept service has asked before.)
+                // Probes that hang keep others out for no longer than the lease of the latest. (A kept service has asked before;
+                // and one that takes its time to be ready is probed before that is seen here.)
                 let lease = self.plan.breaker.as_ref().map_or(0, |breaker| breaker.lease);
-                let oldest = self.watch.seen().probing().map(|probe| probe.at).min();
-                let hangs = oldest.is_some_and(|oldest| now >= oldest + ms(lease));
+                let latest = self.watch.seen().probes().map(|probe| probe.at).max();
+                let hangs = self.plan.ready_after == 0 && latest.is_some_and(|latest| now >= latest + ms(lease));
                 if no.rule() == Rule::ProbesOut && hangs && !matches!(call.way, Way::Kept) {
                     return false;
                 }
