@@ -19,6 +19,14 @@ pub struct Problem {
     pub allowed: &'static str,
 }
 
+impl Problem {
+    /// For settings of yours, as of a [`Limit`](crate::concurrency_limit::Limit): names one, its value and what is allowed.
+    #[must_use]
+    pub fn new(setting: impl Into<String>, value: impl fmt::Debug, allowed: &'static str) -> Self {
+        Self { setting: setting.into(), value: format!("{value:?}"), allowed }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} = {}: {}", self.setting, self.value, self.allowed)
@@ -81,9 +89,14 @@ impl Checks {
 
     pub(crate) fn require(&mut self, holds: bool, setting: &str, value: impl fmt::Debug, allowed: &'static str) {
         if !holds {
-            let setting = format!("{}.{setting}", self.part);
-            self.problems.push(Problem { setting, value: format!("{value:?}"), allowed });
+            self.report(Problem::new(setting, value, allowed));
         }
+    }
+
+    /// A problem of the part that is being checked.
+    pub(crate) fn report(&mut self, problem: Problem) {
+        let setting = format!("{}.{}", self.part, problem.setting);
+        self.problems.push(Problem { setting, ..problem });
     }
 
     pub(crate) fn name(&mut self, name: Option<&'static str>) {

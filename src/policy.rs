@@ -543,7 +543,7 @@ impl<K> PolicyBuilder<K> {
 
     /// What is known to get services through the usual outages, whichever it is: an adaptive concurrency limit that holds calls back
     /// while the service is down, with a queue that goes by deadlines and in which nobody waits for more than ten seconds; and retries,
-    /// up to seven for a call and two for each call over all, which is as many as it takes where every other answer is an error; and a
+    /// up to seven for a call and one for each call over all, which is as many as it takes where every other answer is an error; and a
     /// hedge from the same budget, where a call takes five times as long as three quarters of them. There is no circuit breaker
     /// in it, and no attempt timeout.
     ///

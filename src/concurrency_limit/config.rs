@@ -70,6 +70,7 @@ impl ConcurrencyLimitBuilder {
             .adaptive(Headroom::default())
             .hold_back(true)
             .discipline(Discipline::Deadline)
+            .max_queue(10_000)
             .max_wait(Duration::from_secs(10))
     }
 
@@ -89,13 +90,16 @@ impl ConcurrencyLimitBuilder {
     /// 1,000 if it is not set. Begin with [`Headroom`](super::Headroom).
     ///
     /// It learns of calls that pass through a layer, or through `call`; of a [`Permit`](super::Permit) nobody tells it how things
-    /// went.
+    /// went. What is told is how long an answer took, that a call was given up, by its caller or as its time was over, and that the
+    /// service has too much to do: [`Verdict::Throttled`](crate::Verdict::Throttled), as a policy's
+    /// [`classify`](crate::PolicyBuilder::classify) judges it. Over HTTP that is a 429. Other failures, a 503 among them, say how long
+    /// it takes to fail, and are not told. Alone, outside of a policy, a limit knows no verdicts: an `Err` is a failure.
     pub fn adaptive(mut self, limit: impl Limit + Clone + Sync) -> Self {
         self.adaptive = Some(Strategy(limit.clone_box()));
         self
     }
 
-    /// How far an [adaptive](Self::adaptive) limit may fall. Below one, one call is in flight for so large a part of the time. Default
+    /// How far an [adaptive](Self::adaptive) limit may fall, at most [`max_in_flight`](Self::max_in_flight). Below one, one call is in flight for so large a part of the time. Default
     /// 0.02: fifty processes that find a service which can do but one thing at a time share it.
     pub fn min_in_flight(mut self, calls: f64) -> Self {
         self.min_in_flight = Some(calls);
@@ -178,6 +182,18 @@ impl ConcurrencyLimitBuilder {
                 "must be above 0 and at most 2^30",
             );
             checks.require(needless, "min_in_flight", calls, "must not be set unless the limit is adaptive");
+            let most = self.max_in_flight.unwrap_or(ADAPTIVE);
+            let is_range = !needless || calls.is_nan() || calls <= most as f64;
+            checks.require(
+                is_range,
+                "min_in_flight",
+                calls,
+                "must be at most max_in_flight, which is 1,000 unless it is set",
+            );
+        }
+        if let Some(mut problem) = self.adaptive.as_ref().and_then(|strategy| strategy.0.problem()) {
+            problem.setting = format!("adaptive.{}", problem.setting);
+            checks.report(problem);
         }
         checks.require(needless || !self.holds_back, "hold_back", true, "must not be set unless the limit is adaptive");
         match self.discipline {
@@ -220,7 +236,7 @@ impl ConcurrencyLimitBuilder {
         let name = self.name.unwrap_or(name);
         let regulator = self.adaptive.map(|strategy| {
             let max = max_in_flight as f64;
-            Regulator::new(strategy.0.fresh(), self.min_in_flight.unwrap_or(LEAST).min(max), max, self.holds_back)
+            Regulator::new(strategy.0.fresh(), self.min_in_flight.unwrap_or(LEAST), max, self.holds_back)
         });
         let line = Line::new(self.discipline, regulator, Shares::new(&self.partitions));
         let shared = Arc::new(Shared::new(name, max_in_flight, max_queue, self.max_wait, line, self.shutdown));

@@ -62,6 +62,8 @@ pub(super) struct Call {
     pub(super) allowed: Option<Duration>,
     /// How many were in flight until it ended.
     pub(super) in_flight: u32,
+    /// So many answers for which it stands.
+    pub(super) answers: u32,
     /// Whether calls wait.
     pub(super) limited: bool,
 }
@@ -117,8 +119,9 @@ const PROBE_AT_LEAST_AFTER: f64 = 3.0;
 /// If nobody says how long calls may take: one second.
 const ALLOWED: f64 = 1.0;
 
-/// And never more than this, whatever calls may take: the first look comes after two seconds then, at the latest.
-const LONGEST: f64 = 3.0;
+/// And never more than this, whatever calls may take: the first look comes after 0.7 s then, and the others three seconds apart, at
+/// the latest.
+const LONGEST: f64 = 1.0;
 
 /// It fails every call: so many in a row, and for so long.
 const FAILURES: u32 = 5;
@@ -130,11 +133,16 @@ const CREDIT: f64 = 1.0;
 const MOST_CREDIT: f64 = 20.0;
 
 /// Whoever has less time left than so many times the usual is not let out to a service that is busy.
-const MARGIN: f64 = 2.0;
+const MARGIN: f64 = 4.0;
 const LEAST_MARGIN: f64 = 1.5;
 
 /// But whoever has hardly waited is, in any case.
 const MOST_LEFT: f64 = 0.9;
+
+/// Whoever is given up after so many times the usual, or so much of what calls may take, was dropped. Less than what whoever is let
+/// out has left: else it would look as if nothing was wrong where everybody is let out in vain.
+const TIMES_USUAL: f64 = 3.0;
+const TELLING: f64 = 0.4;
 
 impl Regulator {
     pub(super) fn new(strategy: Box<dyn Limit>, min: f64, max: f64, holds_back: bool) -> Self {
@@ -207,7 +215,7 @@ impl Regulator {
 
     /// How much time whoever goes must have left, in nanoseconds.
     pub(super) fn least_left(&self) -> u64 {
-        let (usual, allowed) = (self.recent.value, if self.allowed > 0.0 { self.allowed } else { ALLOWED });
+        let (usual, allowed) = (self.recent.value, self.allowed());
         // Half of what calls may take is enough, but not where an answer takes as long: who is let out with less is asked for in vain.
         let enough = (0.5 * allowed).max((LEAST_MARGIN * usual).min(MOST_LEFT * allowed));
         seconds((MARGIN * usual).min(enough))
@@ -223,9 +231,12 @@ impl Regulator {
         Some(self.silent_after()?.max(seconds(PROBE_AFTER * self.usually_allowed())))
     }
 
-    /// A call came that was never sent before.
-    pub(super) fn came(&mut self) {
+    /// A call came that was never sent before, and has so many nanoseconds left.
+    pub(super) fn came(&mut self, left: Option<u64>) {
         self.credit = (self.credit + CREDIT).min(MOST_CREDIT);
+        if let Some(left) = left {
+            self.is_allowed(Duration::from_nanos(left).as_secs_f64());
+        }
     }
 
     /// A call went.
@@ -262,18 +273,19 @@ impl Regulator {
             }
             Ended::Ignored | Ended::GivenUp | Ended::Unknown => {}
         }
-        let rtt = call.took?;
+        // To be told at once that it is too much says as much as to be told late.
+        let rtt = call.took.or_else(|| (call.ended == Ended::Throttled).then_some(Duration::ZERO))?;
         let took = rtt.as_secs_f64();
         self.rest(now, took);
         let counts = match call.ended {
             Ended::Answered | Ended::Throttled => true,
-            // What fails at once says nothing about how busy the service is.
-            Ended::Failed => took > 0.5 * self.recent.value,
-            Ended::GivenUp => took > 3.0 * self.recent.value,
-            Ended::Ignored | Ended::Unknown => false,
+            Ended::GivenUp => took > self.telling(),
+            // What fails says how long it takes to fail.
+            Ended::Failed | Ended::Ignored | Ended::Unknown => false,
         };
         if let Some(allowed) = call.allowed {
-            self.is_allowed(allowed.as_secs_f64());
+            // It may have waited before it went, and so has nothing to say against those who say more.
+            self.allowed = self.allowed.max(allowed.as_secs_f64());
         } else if call.ended == Ended::GivenUp && counts {
             self.is_allowed(took);
         }
@@ -281,12 +293,13 @@ impl Regulator {
             return None;
         }
         if call.ended != Ended::Throttled {
-            self.recent.add(took, 0.3 / (self.limit / 2.0).max(1.0));
+            self.recent.add(took, 0.3 / (self.limit / 2.0 / f64::from(call.answers)).max(1.0));
         }
         let sample = Sample {
+            answers: call.answers as usize,
             limited: call.limited,
             dropped: matches!(call.ended, Ended::Throttled | Ended::GivenUp),
-            allowed: call.allowed,
+            allowed: (self.allowed > 0.0).then(|| clock::seconds(self.allowed)),
             ..Sample::new(at, rtt, call.in_flight as usize)
         };
         // That a service is down says little about how much it can do.
@@ -315,13 +328,31 @@ impl Regulator {
     }
 
     fn is_allowed(&mut self, time: f64) {
-        // Of what was left of it as a call went, the most: others have waited.
+        // The most, as of late: others have less left for reasons of their own.
         self.allowed = time.max(self.allowed + 0.01 * (time - self.allowed));
+    }
+
+    /// In seconds: for how long a call was out, before it was given up, if that says anything of the service. Whoever was let out
+    /// with just the [time that is enough](Self::least_left) was.
+    fn telling(&self) -> f64 {
+        let usual = self.recent.value;
+        if usual == 0.0 {
+            TELLING * self.allowed()
+        } else if self.allowed == 0.0 {
+            TIMES_USUAL * usual
+        } else {
+            (TIMES_USUAL * usual).min((TELLING * self.allowed).max(usual))
+        }
+    }
+
+    /// How long calls may take, in seconds.
+    fn allowed(&self) -> f64 {
+        if self.allowed > 0.0 { self.allowed } else { ALLOWED }
     }
 
     /// As far as pauses go: whoever may take an hour does not have the others wait for that long.
     fn usually_allowed(&self) -> f64 {
-        if self.allowed > 0.0 { self.allowed.min(LONGEST) } else { ALLOWED }
+        self.allowed().min(LONGEST)
     }
 
     /// How far it may go. Zero: nowhere, until it may again.
@@ -374,6 +405,7 @@ mod tests {
             took: Some(Duration::from_nanos(took)),
             allowed: Some(Duration::from_secs(1)),
             in_flight: 1,
+            answers: 1,
             limited: false,
         };
         if let Some(mut question) = regulator.ended(now, clock::now(), call) {
@@ -440,11 +472,11 @@ mod tests {
     fn one_call_that_may_take_an_hour_has_nobody_wait_for_that_long() {
         let mut regulator = calm(8.0);
         let (took, allowed) = (Some(Duration::from_millis(20)), Some(Duration::MAX));
-        let call = Call { ended: Ended::Answered, took, allowed, in_flight: 1, limited: false };
+        let call = Call { ended: Ended::Answered, took, allowed, in_flight: 1, answers: 1, limited: false };
         let question = regulator.ended(1_000 * MS, clock::now(), call).unwrap();
         regulator.adopt(1_000 * MS, question, None);
         regulator.fall_silent(2_000 * MS);
-        assert_eq!(regulator.gate(2_000 * MS), Gate::Shut(4_100 * MS), "0.7 of three seconds");
+        assert_eq!(regulator.gate(2_000 * MS), Gate::Shut(2_700 * MS), "0.7 of a second");
     }
 
     #[test]
@@ -506,7 +538,7 @@ mod tests {
             "twenty, and then one for each of the seconds that calls may take: {probes}"
         );
         for _ in 0..3 {
-            regulator.came();
+            regulator.came(None);
         }
         let mut more = 0;
         for _ in 0..100 {
@@ -545,13 +577,13 @@ mod tests {
         for (ended, took, counts) in [
             (Ended::Unknown, 20, false),
             (Ended::Failed, 9, false),
-            (Ended::Failed, 11, true),
+            (Ended::Failed, 900, false),
             (Ended::GivenUp, 59, false),
             (Ended::GivenUp, 70, true),
             (Ended::Throttled, 1, true),
         ] {
             let took = Some(Duration::from_millis(took));
-            let call = Call { ended, took, allowed: None, in_flight: 1, limited: false };
+            let call = Call { ended, took, allowed: None, in_flight: 1, answers: 1, limited: false };
             let question = regulator.ended(2_000 * MS, clock::now(), call);
             assert_eq!(question.is_some(), counts, "{ended:?} after {took:?}");
             if let Some(question) = question {
@@ -562,11 +594,73 @@ mod tests {
         }
     }
 
+    /// Whether anybody is asked about a call that ended so, after so many milliseconds of so many.
+    fn is_told(regulator: &mut Regulator, ended: Ended, took: u64, allowed: Option<u64>) -> bool {
+        let (took, allowed) = (Some(Duration::from_millis(took)), allowed.map(Duration::from_millis));
+        let call = Call { ended, took, allowed, in_flight: 1, answers: 1, limited: true };
+        let question = regulator.ended(2_000 * MS, clock::now(), call);
+        question.map(|question| regulator.adopt(2_000 * MS, question, None)).is_some()
+    }
+
+    // Else a client that starts while its service fails at once takes that for how long answers take.
+    #[test]
+    fn before_the_first_answer_only_one_that_took_its_time_says_anything() {
+        for (ended, took, told) in [
+            (Ended::Failed, 1, false),
+            (Ended::Failed, 900, false),
+            (Ended::GivenUp, 399, false),
+            (Ended::GivenUp, 401, true),
+            (Ended::Throttled, 1, true),
+        ] {
+            assert_eq!(is_told(&mut regulator(8.0), ended, took, None), told, "{ended:?} after {took} ms");
+        }
+    }
+
+    // Whoever is let out with just enough time left, in vain, must be heard of.
+    #[test]
+    fn what_is_enough_to_be_let_out_is_enough_to_be_told_of() {
+        for usual in [20, 90, 150, 250, 400, 600, 800] {
+            let mut regulator = regulator(8.0);
+            for _ in 0..200 {
+                is_told(&mut regulator, Ended::Answered, usual, Some(1_000));
+            }
+            let least = regulator.least_left() / MS;
+            assert!(is_told(&mut regulator, Ended::GivenUp, least - 1, Some(least)), "{usual} ms: {least} ms");
+            let mut regulator = self::regulator(8.0);
+            for _ in 0..200 {
+                is_told(&mut regulator, Ended::Answered, usual, Some(1_000));
+            }
+            assert!(!is_told(&mut regulator, Ended::GivenUp, usual - 1, Some(1_000)), "{usual} ms: sooner than usual");
+        }
+        // Without a deadline a caller may have left for reasons of its own.
+        let mut regulator = regulator(8.0);
+        for _ in 0..200 {
+            is_told(&mut regulator, Ended::Answered, 800, None);
+        }
+        assert!(!is_told(&mut regulator, Ended::GivenUp, 2_000, None));
+        assert!(is_told(&mut regulator, Ended::GivenUp, 2_500, None));
+    }
+
+    // Else whoever is let out last, with little time left, has all seem to have little time, and be let out in vain.
+    #[test]
+    fn how_long_calls_may_take_is_known_by_those_who_come() {
+        let mut regulator = calm(8.0);
+        for _ in 0..1_000 {
+            regulator.came(Some(1_000 * MS));
+            is_told(&mut regulator, Ended::Answered, 20, Some(100));
+        }
+        assert_eq!(regulator.allowed, 1.0);
+        for _ in 0..1_000 {
+            regulator.came(Some(100 * MS));
+        }
+        assert!((0.1..0.11).contains(&regulator.allowed), "{}", regulator.allowed);
+    }
+
     #[test]
     fn who_has_too_little_time_left_is_known_by_what_is_usual() {
         assert_eq!(regulator(8.0).least_left(), 0, "nothing is known yet");
         let mut regulator = calm(8.0);
-        assert_eq!(regulator.least_left(), 40 * MS, "twice the usual");
+        assert_eq!(regulator.least_left(), 80 * MS, "four times the usual");
         for at in 0..100 {
             end(&mut regulator, at * 1_000 * MS, Ended::Answered, 900 * MS);
         }

@@ -66,6 +66,10 @@ struct Timed {
     silent_after: AtomicU64,
     /// When it was last told of an answer.
     told: AtomicU64,
+    /// So many answers may still come for which nobody looks at the clock.
+    unread: AtomicU32,
+    /// So many came since then that were too close to it.
+    missed: AtomicU32,
     /// Whether every call is to be told of.
     guarded: AtomicBool,
 }
@@ -103,8 +107,14 @@ pub(crate) enum Turn {
     Later(u64),
 }
 
-/// In nanoseconds. Of answers that come closer together, one says what the others do: 50,000 a second are enough to learn from.
+/// In nanoseconds. Of answers that come closer together, one stands for the others: 50,000 a second are enough to learn from.
 const CLOSE: u64 = 20_000;
+
+/// Where they come closer together than that, the clock, which costs as much as all the rest, is read for one in so many,
+const UNREAD: u32 = 7;
+
+/// unless the call began later than so many nanoseconds after what it was last told of.
+const NEAR: u64 = 500_000;
 
 const WAITING: u64 = 1 << 32;
 
@@ -133,6 +143,8 @@ impl Shared {
             unanswered_since: AtomicU64::new(0),
             silent_after: AtomicU64::new(u64::MAX),
             told: AtomicU64::new(0),
+            unread: AtomicU32::new(0),
+            missed: AtomicU32::new(0),
             guarded: AtomicBool::new(false),
         });
         line.bound(max_in_flight.min(MOST) as u32);
@@ -280,7 +292,7 @@ impl Shared {
         let (now, priority) = (self.nanos(), Priority::current());
         let mut line = self.lock();
         if asks.attempts == 0 {
-            line.came();
+            line.came(asks.deadline.map(|deadline| self.nanos_of(deadline).saturating_sub(now)));
         }
         let share = if self.shared_out { line.shares.of(Partition::current()) } else { Share::NONE };
         let max = line.room(now);
@@ -411,20 +423,31 @@ impl Shared {
         if ended == Ended::Unknown || started.is_none() && ended == Ended::Answered && !guarded {
             return;
         }
-        let at = now();
         if ended != Ended::GivenUp {
             timed.unanswered_since.store(0, Relaxed);
         }
+        if ended == Ended::Answered && !guarded && started.is_some_and(|started| timed.is_one_of_many(started)) {
+            return;
+        }
+        let at = now();
         let now = timed.nanos(at);
+        let mut answers = 1;
         let mut line = if guarded || ended != Ended::Answered {
             self.lock()
         } else {
             // What it misses here is one sample of many; what ends a silence is none of many. Relaxed: two at once are no harm.
             if now.saturating_sub(timed.told.load(Relaxed)) < CLOSE {
+                timed.unread.store(UNREAD, Relaxed);
+                timed.miss();
                 return;
             }
-            let Some(line) = self.try_lock() else { return };
+            let Some(line) = self.try_lock() else {
+                timed.miss();
+                return;
+            };
             timed.told.store(now, Relaxed);
+            answers += timed.missed.load(Relaxed);
+            timed.missed.store(0, Relaxed);
             line
         };
         let word = self.word.0.load(Relaxed);
@@ -433,6 +456,7 @@ impl Shared {
             took: started.map(|started| at.saturating_duration_since(started)),
             allowed: started.zip(deadline).map(|(started, deadline)| deadline.saturating_duration_since(started)),
             in_flight: in_flight(word),
+            answers,
             limited: waiting(word) > 0,
         };
         let question = line.regulator.as_mut().and_then(|regulator| regulator.ended(now, at, call));
@@ -644,6 +668,24 @@ impl Timed {
     #[inline]
     fn nanos(&self, at: Instant) -> u64 {
         since(self.base, at).saturating_add(1)
+    }
+
+    /// Whether an answer to a call that began then is one of so many that the next says the same. Relaxed: of two that come at once
+    /// both may count as one, or one as both.
+    #[inline]
+    fn is_one_of_many(&self, started: Instant) -> bool {
+        let left = self.unread.load(Relaxed);
+        let is_one = left > 0 && self.nanos(started) < self.told.load(Relaxed).saturating_add(NEAR);
+        if is_one {
+            self.unread.store(left - 1, Relaxed);
+            self.miss();
+        }
+        is_one
+    }
+
+    /// Counts an answer for which another one stands. Relaxed: of two at once one may be lost.
+    fn miss(&self) {
+        self.missed.store(self.missed.load(Relaxed).saturating_add(1), Relaxed);
     }
 }
 

@@ -71,7 +71,7 @@ impl RetryBuilder {
     pub(crate) fn standard() -> Self {
         Self {
             max_attempts: 8,
-            budget: Purse::Own(Budget::builder().ratio(2.0).min_per_second(2)),
+            budget: Purse::Own(Budget::builder().ratio(1.0).min_per_second(2)),
             ..Self::new(Backoff::exponential(Duration::from_millis(10)).max_delay(Duration::from_millis(200)))
         }
     }

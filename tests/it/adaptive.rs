@@ -6,21 +6,23 @@ use std::{
     convert::Infallible,
     future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use buttress::{
     ConcurrencyLimit, Deadline, Error, Policy, Reason, Rule, Verdict,
     concurrency_limit::{Aimd, Discipline, Gradient2, Headroom, Limit, Sample, Vegas},
 };
-use futures_util::future::join_all;
+use futures_util::{future::join_all, poll};
 use tokio::{
     sync::Semaphore,
-    task::JoinSet,
-    time::{Instant, sleep, timeout},
+    task::{JoinSet, yield_now},
+    time::{Instant, advance, sleep, timeout},
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -240,7 +242,7 @@ async fn who_has_less_time_left_than_an_answer_takes_is_refused_at_the_door() {
         .unwrap();
     let service = Workers::new(1);
     for _ in 0..10 {
-        limit.call(service.ask()).await.unwrap();
+        Deadline::after(secs(1)).scope(limit.call(service.ask())).await.unwrap();
     }
     let runs = tokio::spawn({
         let (limit, service) = (limit.clone(), service.clone());
@@ -250,7 +252,7 @@ async fn who_has_less_time_left_than_an_answer_takes_is_refused_at_the_door() {
     let late = Deadline::after(ms(30)).scope(limit.call(service.ask())).await.unwrap_err();
     let late = late.rejection().unwrap();
     assert_eq!((late.reason(), late.rule()), (Reason::Overloaded, Rule::TooLate));
-    assert_eq!(late.to_string(), "concurrency limit `service` is overloaded: 0.030 s left, 0.040 s needed");
+    assert_eq!(late.to_string(), "concurrency limit `service` is overloaded: 0.030 s left, 0.080 s needed");
     runs.await.unwrap().unwrap();
     assert_eq!(service.counts.calls(), 11, "it was not asked in vain");
     // With nobody before it, there is nothing to lose by asking.
@@ -388,7 +390,7 @@ fn each_handle_of_the_same_settings_finds_its_own() {
     let settings = ConcurrencyLimit::builder().adaptive(Headroom::default());
     let (one, other) = (settings.clone().build().unwrap(), settings.build().unwrap());
     one.resize(2);
-    assert_eq!((one.max_in_flight(), other.max_in_flight()), (2, 4));
+    assert_eq!((one.max_in_flight(), other.max_in_flight()), (2, 10));
     assert!(catch_unwind(AssertUnwindSafe(|| one.resize(0))).is_ok());
     assert!(one.try_acquire().is_err(), "zero admits nobody");
 }
@@ -537,4 +539,194 @@ async fn a_service_that_answers_at_once_is_not_silent() {
     let began = Instant::now();
     assert!(calls(0).await.unwrap());
     assert!(began.elapsed().is_zero(), "it was held back: {:?}", began.elapsed());
+}
+
+/// Counts what it is told of.
+#[derive(Clone, Debug, Default)]
+struct Told(Arc<AtomicUsize>, Arc<AtomicUsize>);
+
+impl Limit for Told {
+    fn update(&mut self, limit: f64, sample: &Sample) -> f64 {
+        self.0.fetch_add(1, SeqCst);
+        self.1.fetch_add(sample.answers, SeqCst);
+        limit
+    }
+}
+
+// The clock costs as much as all the rest of a call.
+#[tokio::test(start_paused = true)]
+async fn of_answers_close_together_few_are_told_and_of_what_comes_later_each() {
+    let told = Told::default();
+    let limit = ConcurrencyLimit::builder().adaptive(told.clone()).build().unwrap();
+    let (times, stands) = (|micros| advance(Duration::from_micros(micros)), told.1.clone());
+    let told = || told.0.swap(0, SeqCst);
+    let call = async |after| {
+        let mut call = pin!(limit.call(async {
+            yield_now().await;
+            Ok::<_, Infallible>(())
+        }));
+        assert!(poll!(&mut call).is_pending());
+        times(after).await;
+        call.await.unwrap();
+    };
+    for _ in 0..10 {
+        call(25).await;
+    }
+    assert_eq!(told(), 10, "25 us apart");
+    for _ in 0..100 {
+        call(10).await;
+    }
+    // One, one that is too close to it, and seven for which nobody looks at the clock.
+    assert_eq!(told(), 11, "10 us apart");
+    times(500).await;
+    call(100).await;
+    assert_eq!(told(), 1, "it began later");
+    assert_eq!(stands.load(SeqCst), 10 + 100 + 1, "and one stands for the others");
+}
+
+/// So many calls a second, evenly, for so many seconds: how many were answered of those of each second.
+async fn seconds<F: Future<Output = Result<(), &'static str>> + Send>(
+    policy: &Policy,
+    rate: u64,
+    lasts: u64,
+    work: impl Fn() -> F + Clone + Send + Sync + 'static,
+) -> Vec<usize> {
+    let mut calls = JoinSet::new();
+    let began = Instant::now();
+    for number in 0..rate * lasts {
+        tokio::time::sleep_until(began + secs(1) * number as u32 / rate as u32).await;
+        let (policy, work) = (policy.clone(), work.clone());
+        calls.spawn(async move { (number / rate, policy.call(work).await.is_ok()) });
+    }
+    let mut answered = vec![0; lasts as usize];
+    for (second, ok) in calls.join_all().await {
+        answered[second as usize] += usize::from(ok);
+    }
+    answered
+}
+
+async fn answers(takes: u64) -> Result<(), &'static str> {
+    sleep(ms(takes)).await;
+    Ok(())
+}
+
+// Eighty at a time, each for nearly half of its deadline; nothing is wrong.
+#[tokio::test(start_paused = true)]
+async fn many_slow_calls_find_their_way_from_the_start() {
+    let answered = seconds(&standard(), 200, 20, || answers(400)).await;
+    assert!(answered[6..].iter().all(|answered| *answered == 200), "{answered:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_starts_while_its_service_fails_at_once_learns_nothing_from_it() {
+    let policy = standard();
+    let began = Instant::now();
+    let work = move || async move {
+        if began.elapsed() < secs(3) {
+            sleep(ms(1)).await;
+            return Err("refused");
+        }
+        answers(20).await
+    };
+    let answered = seconds(&policy, 1_000, 10, work).await;
+    assert!(answered[5..].iter().all(|answered| *answered == 1_000), "{answered:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_gets_slower_for_good_is_asked_as_before() {
+    for (before, after) in [(20, 80), (20, 400), (2, 100)] {
+        let policy = standard();
+        seconds(&policy, 100, 10, move || answers(before)).await;
+        let answered = seconds(&policy, 100, 100, move || answers(after)).await;
+        assert!(answered[90..].iter().all(|answered| *answered == 100), "{before} to {after} ms: {answered:?}");
+    }
+}
+
+// All who work share what it can do, and it works on for those who have gone.
+#[tokio::test(start_paused = true)]
+async fn nobody_is_let_out_in_vain_where_all_get_slower_together() {
+    let policy = standard();
+    let working = Arc::<AtomicUsize>::default();
+    let work = {
+        let working = working.clone();
+        move || {
+            let working = working.clone();
+            async move {
+                let work = tokio::spawn(async move {
+                    working.fetch_add(1, SeqCst);
+                    let mut left = 1.0;
+                    while left > 0.0 {
+                        // Each alone takes 20 ms, and more than ten share what ten can do.
+                        left -= 0.1 / (working.load(SeqCst) as f64 / 10.0).max(1.0);
+                        sleep(ms(2)).await;
+                    }
+                    working.fetch_sub(1, SeqCst);
+                });
+                work.await.map_err(|_| "it panicked")
+            }
+        }
+    };
+    let calm = seconds(&policy, 250, 4, work.clone()).await;
+    assert_eq!(calm, [250; 4]);
+    // It can do 500 a second.
+    let answered = seconds(&policy, 1_500, 10, work.clone()).await;
+    assert!(answered[3..].iter().all(|answered| *answered >= 400), "{answered:?}");
+    let after = seconds(&policy, 250, 4, work).await;
+    assert!(after[2..].iter().all(|answered| *answered == 250), "{after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_thousands_is_no_overload() {
+    let policy = standard();
+    for _ in 0..3 {
+        let calls = (0..5_000).map(|_| policy.call(|| answers(20)));
+        let answered = join_all(calls).await.into_iter().filter(Result::is_ok).count();
+        assert_eq!(answered, 5_000);
+        sleep(secs(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_twice_the_calls_is_sent() {
+    let (policy, sent) = (standard(), Arc::<AtomicUsize>::default());
+    let work = {
+        let sent = sent.clone();
+        move || {
+            // A brown-out: of ten, one is answered.
+            let number = sent.fetch_add(1, SeqCst);
+            async move {
+                sleep(ms(5)).await;
+                if number % 10 == 0 { Ok(()) } else { Err("no") }
+            }
+        }
+    };
+    seconds(&policy, 100, 30, work).await;
+    let sent = sent.load(SeqCst);
+    assert!((3_001..=6_000 + 2 * 30 + 20).contains(&sent), "two a second more, for those who call rarely: {sent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_it_is_too_much_is_heard_however_soon_it_is_said() {
+    let limit = ConcurrencyLimit::builder().adaptive(Aimd::default()).build().unwrap();
+    let judge = |outcome: Result<&(), &Verdict>| outcome.map_or_else(|verdict| *verdict, |()| Verdict::Success);
+    let classify = buttress::classify::from_fn(judge);
+    let policy = Policy::plain("service").classify(classify).concurrency_limit(&limit).build().unwrap();
+    assert!(policy.call(async || Err::<(), _>(Verdict::THROTTLED)).await.is_err());
+    assert_eq!(limit.max_in_flight(), 18);
+}
+
+#[test]
+fn what_cannot_work_of_a_limit_that_adapts_is_refused() {
+    let problems = |limit: buttress::ConcurrencyLimitBuilder| limit.build().unwrap_err().to_string();
+    let range = ConcurrencyLimit::builder().adaptive(Headroom::default()).min_in_flight(50.0).max_in_flight(10);
+    assert_eq!(
+        problems(range),
+        "invalid configuration: concurrency_limit.min_in_flight = 50.0: must be at most max_in_flight, which is 1,000 unless it is set"
+    );
+    assert!(ConcurrencyLimit::builder().adaptive(Says(1.0)).min_in_flight(1_001.0).build().is_err());
+    assert!(ConcurrencyLimit::builder().adaptive(Says(1.0)).min_in_flight(10.0).max_in_flight(10).build().is_ok());
+    assert_eq!(
+        problems(ConcurrencyLimit::builder().adaptive(Vegas::default().smoothing(f64::NAN))),
+        "invalid configuration: concurrency_limit.adaptive.smoothing = NaN: must be above 0 and at most 1"
+    );
 }

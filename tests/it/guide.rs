@@ -215,6 +215,7 @@ fn policies() {
         ("retry: budget.min_per_second", "min_per_second"),
         ("limit: hold_back", "holds_back"),
         ("limit: discipline", "discipline"),
+        ("limit: max_queue", "max_queue"),
         ("limit: max_wait", "max_wait"),
         ("deadline, timeout, circuit_breaker, throttle", "deadline"),
         ("limit: adaptive", "adaptive"),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Limit, Sample};
+use crate::Problem;
 
 /// One more for an answer, a tenth less for a drop or an answer that took longer than [`slow`](Self::slow).
 ///
@@ -37,12 +38,16 @@ impl Aimd {
 }
 
 impl Limit for Aimd {
+    fn problem(&self) -> Option<Problem> {
+        self.slow.is_zero().then(|| Problem::new("slow", self.slow, "must be longer than zero"))
+    }
+
     fn update(&mut self, limit: f64, sample: &Sample) -> f64 {
         if sample.dropped || sample.rtt > self.slow {
             let less = limit * 0.9;
             if less > 1.0 { less.floor() } else { less }
         } else if sample.uses(limit) {
-            limit + 1.0
+            limit + sample.answers as f64
         } else {
             limit
         }

@@ -1,10 +1,13 @@
 //! Netflix's Gradient2: is it slower now than in the long run?
 
 use super::{Limit, Sample};
+use crate::Problem;
 
 /// Multiplies the limit by how much slower the last call was than the long-term average, with a tolerance, and adds four.
 ///
-/// It needs no fastest call. But the average follows: what gets slower little by little becomes what is usual.
+/// It needs no fastest call. But the average follows: what gets slower little by little becomes what is usual. (Unlike Netflix's,
+/// for which a call that was dropped is as good as one that was answered, it takes that for twice as slow, and for no part of what is
+/// usual: a refusal is quicker than any answer.)
 ///
 /// ```
 /// use buttress::{ConcurrencyLimit, concurrency_limit::Gradient2};
@@ -20,6 +23,7 @@ pub struct Gradient2 {
 
 const SMOOTHING: f64 = 0.2;
 const QUEUE: f64 = 4.0;
+const STEEPEST: f64 = 0.5;
 
 impl Default for Gradient2 {
     fn default() -> Self {
@@ -36,7 +40,15 @@ impl Gradient2 {
 }
 
 impl Limit for Gradient2 {
+    fn problem(&self) -> Option<Problem> {
+        let holds = self.tolerance >= 1.0 && self.tolerance.is_finite();
+        (!holds).then(|| Problem::new("tolerance", self.tolerance, "must be at least 1, and finite"))
+    }
+
     fn update(&mut self, limit: f64, sample: &Sample) -> f64 {
+        if sample.dropped {
+            return limit * (1.0 - SMOOTHING) + SMOOTHING * (limit * STEEPEST + QUEUE);
+        }
         let rtt = sample.rtt.as_secs_f64().max(1e-9);
         let long = self.long.add(rtt);
         // After an overload the average comes down faster than it went up.
@@ -46,7 +58,7 @@ impl Limit for Gradient2 {
         if !sample.uses(limit) {
             return limit;
         }
-        let gradient = (self.tolerance * long / rtt).clamp(0.5, 1.0);
+        let gradient = (self.tolerance * long / rtt).clamp(STEEPEST, 1.0);
         limit * (1.0 - SMOOTHING) + SMOOTHING * (limit * gradient + QUEUE)
     }
 }

@@ -16,6 +16,8 @@ pub(super) use headroom::Recent;
 use tokio::time::Instant;
 pub use vegas::Vegas;
 
+use crate::Problem;
+
 /// A limit that finds itself: for [`ConcurrencyLimitBuilder::adaptive`](crate::ConcurrencyLimitBuilder::adaptive).
 ///
 /// There are [`Headroom`], which is the crate's own and the one to begin with, and [`Aimd`], [`Vegas`] and [`Gradient2`] as
@@ -44,12 +46,18 @@ pub trait Limit: fmt::Debug + Send + 'static {
     /// The new limit, as `limit` stands and one more call has ended. It may be a fraction: below one, one call is in flight for
     /// so large a part of the time.
     fn update(&mut self, limit: f64, sample: &Sample) -> f64;
+
+    /// What is wrong with its settings: [`build`](crate::ConcurrencyLimitBuilder::build) refuses it then. Default: nothing.
+    fn problem(&self) -> Option<Problem> {
+        None
+    }
 }
 
 /// What a call that ended tells a [`Limit`].
 ///
-/// Calls that were refused on our side, or whose caller left before they had taken longer than usual, are not among them: they say
-/// nothing about the service. One that is given up later was [dropped](Self::dropped), after at least so long.
+/// Calls that were refused on our side, that failed, or whose caller left before they had taken longer than usual, are not among them:
+/// they say nothing of how busy the service is. One that is given up later was [dropped](Self::dropped), after at least so long; and so
+/// was one that the service had too much to do for ([`Verdict::Throttled`](crate::Verdict::Throttled)), however soon it said so.
 ///
 /// ```
 /// use buttress::concurrency_limit::{Limit, Sample, Vegas};
@@ -72,11 +80,13 @@ pub struct Sample {
     pub rtt: Duration,
     /// How many were in flight until it ended, itself among them.
     pub in_flight: usize,
+    /// So many answers came so close together, within some microseconds, that this one stands for all.
+    pub answers: usize,
     /// Whether calls wait for their turn.
     pub limited: bool,
     /// It timed out, its caller left, or the service said that it has too much to do.
     pub dropped: bool,
-    /// From its start to its deadline, if it had one.
+    /// How long calls may take as a rule: from when they come to their deadline, or until they are given up. `None` while nobody says.
     pub allowed: Option<Duration>,
 }
 
@@ -84,7 +94,7 @@ impl Sample {
     /// An answer.
     #[must_use]
     pub fn new(now: Instant, rtt: Duration, in_flight: usize) -> Self {
-        Self { now, rtt, in_flight, limited: false, dropped: false, allowed: None }
+        Self { now, rtt, in_flight, answers: 1, limited: false, dropped: false, allowed: None }
     }
 
     /// Whether so much of the limit is in use that raising it would change anything: half, as Netflix has it.

@@ -146,9 +146,9 @@ fn headroom_does_not_grow_unused() {
 fn headroom_does_not_take_an_overload_for_what_is_usual() {
     let (mut headroom, mut limit) = (Headroom::default(), 4.0);
     feed(&mut headroom, &mut limit, 100, Sample::new(now(), ms(20), 4));
-    let overload = Sample { limited: true, ..Sample::new(now(), ms(200), 4) };
-    feed(&mut headroom, &mut limit, 10_000, overload);
-    assert!(limit < 1.0, "it is ten times as slow: {limit}");
+    let overload = Sample { limited: true, ..Sample::new(now(), ms(400), 4) };
+    feed_each(&mut headroom, &mut limit, 10_000, ms(100), overload);
+    assert!(limit < 1.0, "it is twenty times as slow: {limit}");
     // A slow leak: a thousandth more each time, while calls wait.
     let (mut headroom, mut limit) = (Headroom::default(), 4.0);
     feed(&mut headroom, &mut limit, 100, Sample::new(now(), ms(20), 4));
@@ -161,15 +161,155 @@ fn headroom_does_not_take_an_overload_for_what_is_usual() {
     assert!(limit < 1.0, "it is twenty times as slow: {limit}");
 }
 
-#[test]
-fn headroom_takes_the_middle() {
-    let (mut headroom, mut limit) = (Headroom::default(), 4.0);
-    for round in 0..2_000 {
-        let took = if round % 10 == 0 { 1_000 } else { 20 };
-        let sample = Sample { limited: true, ..Sample::new(now(), ms(took), 4) };
-        limit = headroom.update(limit, &sample);
+/// So many samples, each so long after the one before.
+fn feed_each(headroom: &mut Headroom, limit: &mut f64, times: u32, apart: Duration, mut sample: Sample) -> Sample {
+    for _ in 0..times {
+        sample.now += apart;
+        *limit = headroom.update(*limit, &sample);
     }
-    assert!(limit > 3.0, "one of ten hangs: {limit}");
+    sample
+}
+
+#[test]
+fn headroom_goes_by_the_better_half() {
+    for (bad, of) in [(1, 10), (1, 2)] {
+        let (mut headroom, mut limit) = (Headroom::default(), 4.0);
+        for round in 0..2_000 {
+            let hangs = round % of < bad;
+            let sample =
+                Sample { limited: true, dropped: hangs, ..Sample::new(now(), ms(if hangs { 1_000 } else { 20 }), 4) };
+            limit = headroom.update(limit, &sample);
+        }
+        assert!(limit > 3.0, "{bad} of {of} hang: {limit}");
+    }
+}
+
+#[test]
+fn headroom_takes_who_is_given_up_for_twice_as_slow() {
+    let limit = |dropped| {
+        let (mut headroom, mut limit) = (Headroom::default(), 8.0);
+        let calm = Sample { allowed: Some(ms(1_000)), ..Sample::new(now(), ms(100), 8) };
+        feed(&mut headroom, &mut limit, 100, calm);
+        feed(&mut headroom, &mut limit, 100, Sample { rtt: ms(500), dropped, limited: true, ..calm });
+        limit
+    };
+    let (answered, given_up) = (limit(false), limit(true));
+    assert!(given_up < 0.7 * answered, "{given_up} {answered}");
+}
+
+#[test]
+fn headroom_takes_for_no_queue_what_is_brief_for_those_who_wait() {
+    // A tenth of a second at most, also where calls may take a minute.
+    for (allowed, brief, long) in [(None, 45, 150), (Some(1_000), 45, 150), (Some(200), 9, 40), (Some(60_000), 90, 300)]
+    {
+        let after = |took| {
+            let (mut headroom, mut limit) = (Headroom::default(), 3.0);
+            let sample = Sample { limited: true, allowed: allowed.map(ms), ..Sample::new(now(), ms(1), 3) };
+            feed(&mut headroom, &mut limit, 30, sample);
+            feed(&mut headroom, &mut limit, 500, Sample { rtt: ms(took), in_flight: 3, ..sample });
+            limit
+        };
+        assert!(after(brief) > 3.0 && after(long) < 2.0, "{allowed:?}: {} {}", after(brief), after(long));
+    }
+}
+
+#[test]
+fn headroom_follows_what_is_slow_for_good_if_deadlines_say_that_it_is_no_harm() {
+    let after = |took, allowed: Option<u64>| {
+        let (mut headroom, mut limit) = (Headroom::default(), 3.0);
+        let sample = Sample { limited: true, allowed: allowed.map(ms), ..Sample::new(now(), ms(10), 3) };
+        let sample = feed_each(&mut headroom, &mut limit, 100, ms(10), sample);
+        let slow = Sample { rtt: ms(took), in_flight: 3, ..sample };
+        feed_each(&mut headroom, &mut limit, 50, ms(100), slow);
+        let soon = limit;
+        feed_each(&mut headroom, &mut limit, 1_000, ms(100), slow);
+        (soon, limit)
+    };
+    let (soon, later) = after(400, Some(1_000));
+    assert!(soon < 2.0 && later > 3.0, "after five seconds {soon}, after a hundred {later}");
+    let (_, later) = after(400, None);
+    assert!(later < 2.0, "nobody says what is no harm: {later}");
+    let (_, later) = after(700, Some(1_000));
+    assert!(later < 1.0, "more than half of the time is harm: {later}");
+}
+
+#[test]
+fn headroom_doubles_what_is_in_use_until_it_has_to_fall() {
+    let mut headroom = Headroom::default();
+    let mut limit = headroom.initial();
+    let mut at = Sample::new(now(), ms(20), 0);
+    let mut trips = |headroom: &mut Headroom, limit: &mut f64, rtt, until: f64| {
+        // In each trip as many answers as may be in flight.
+        (1..=1_000).find(|_| {
+            let in_flight = limit.max(1.0);
+            for _ in 0..in_flight as u32 {
+                at = Sample {
+                    rtt,
+                    limited: true,
+                    in_flight: in_flight as usize,
+                    now: at.now + rtt / in_flight as u32,
+                    ..at
+                };
+                *limit = headroom.update(*limit, &at);
+            }
+            if until > in_flight { *limit >= until } else { *limit <= until }
+        })
+    };
+    let first = trips(&mut headroom, &mut limit, ms(20), 300.0).unwrap();
+    assert!((4..=12).contains(&first), "{first} trips from 10 to 300");
+    trips(&mut headroom, &mut limit, ms(400), 150.0).unwrap();
+    let again = trips(&mut headroom, &mut limit, ms(20), 300.0).unwrap();
+    assert!(again > first, "{again} trips from 150 to 300, more carefully");
+    // Many small clients who all double flood a service.
+    let (mut headroom, mut limit) = (Headroom::default(), 3.0);
+    let small = trips(&mut headroom, &mut limit, ms(20), 6.0).unwrap();
+    assert!(small >= 4, "{small} trips from 3 to 6");
+}
+
+#[test]
+fn a_drop_is_no_quick_answer() {
+    let refused = Sample { dropped: true, ..Sample::new(now(), ms(1), 40) };
+    let answer = Sample::new(now(), ms(50), 40);
+    let mut vegas = Vegas::default();
+    assert_eq!(vegas.update(40.0, &answer), 40.0, "the first is the fastest");
+    assert_eq!(vegas.update(40.0, &refused), 39.0);
+    assert_eq!(vegas.update(40.0, &answer), 46.0, "and is still");
+    let mut gradient = Gradient2::default();
+    let mut limit = 40.0;
+    for _ in 0..20 {
+        limit = gradient.update(limit, &answer).min(40.0);
+    }
+    assert_eq!(gradient.update(40.0, &refused), 40.0 * 0.8 + 0.2 * (20.0 + 4.0));
+    assert!((gradient.update(40.0, &answer) - 40.8).abs() < 1e-9, "50 ms are as usual as they were");
+    // Of nothing but refusals nobody knows how long anything takes.
+    let (mut headroom, mut limit) = (Headroom::default(), 10.0);
+    feed(&mut headroom, &mut limit, 40, refused);
+    assert!(limit < 5.0, "{limit}");
+    feed(&mut headroom, &mut limit, 400, Sample { limited: true, ..answer });
+    assert!(limit > 40.0, "{limit}");
+}
+
+#[test]
+fn settings_that_cannot_work_are_named() {
+    let problems = |limit: &dyn Limit| limit.problem().map(|problem| problem.to_string());
+    for bad in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1.1] {
+        let problem = problems(&Vegas::default().smoothing(bad)).unwrap();
+        assert_eq!(problem, format!("smoothing = {bad:?}: must be above 0 and at most 1"));
+    }
+    for bad in [f64::NAN, f64::INFINITY, -1.0, 0.0, 0.9] {
+        let problem = problems(&Gradient2::default().tolerance(bad)).unwrap();
+        assert_eq!(problem, format!("tolerance = {bad:?}: must be at least 1, and finite"));
+    }
+    assert_eq!(problems(&Aimd::default().slow(ms(0))).unwrap(), "slow = 0ns: must be longer than zero");
+    let good: [&dyn Limit; 4] = [
+        &Headroom::default(),
+        &Aimd::default().slow(ms(1)),
+        &Vegas::default().smoothing(1.0),
+        &Gradient2::default().tolerance(1.0),
+    ];
+    for limit in good {
+        assert_eq!(problems(limit), None, "{limit:?}");
+    }
 }
 
 #[test]
@@ -185,16 +325,25 @@ fn headroom_takes_no_more_than_half_of_the_time_to_the_deadline() {
 #[test]
 fn headroom_finds_that_it_is_not_the_queue() {
     let (mut headroom, mut limit) = (Headroom::default(), 4.0);
-    let sample = |took, limit: f64| Sample { limited: true, ..Sample::new(now(), ms(took), limit as usize + 1) };
+    let mut at = now();
+    let mut sample = |took: u64, limit: f64| {
+        at += ms(took) / (limit as u32 + 1);
+        Sample { limited: true, allowed: Some(ms(1_000)), ..Sample::new(at, ms(took), limit as usize + 1) }
+    };
     for _ in 0..2_000 {
         limit = headroom.update(limit, &sample(20, limit)).min(100.0);
     }
     assert!(limit > 50.0, "{limit}");
-    // From now on all calls take five times as long, however many are in flight.
-    for _ in 0..20_000 {
-        limit = headroom.update(limit, &sample(100, limit)).min(100.0);
+    // From now on all calls take twenty times as long, however many are in flight.
+    let (mut lowest, mut took) = (limit, 0);
+    while limit < 90.0 || lowest > 60.0 {
+        let sample = sample(400, limit);
+        limit = headroom.update(limit, &sample).min(100.0);
+        lowest = limit.min(lowest);
+        took += 1;
+        assert!(took < 5_000, "{limit} after {:?}", sample.now - now());
     }
-    assert!(limit > 50.0, "it comes back: {limit}");
+    assert!(lowest > 2.0, "it came down to {lowest} before it knew");
 }
 
 #[test]
