@@ -649,7 +649,7 @@ impl Claims {
         if let Some(throttle) = parts.throttle() {
             throttle.settle(Verdict::TRANSIENT, now);
         }
-        self.release(parts, Ended::GivenUp);
+        self.release(parts, Ended::TimedOut);
         self.tell(parts, Verdict::TRANSIENT);
     }
 

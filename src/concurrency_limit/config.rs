@@ -92,7 +92,7 @@ impl ConcurrencyLimitBuilder {
     /// It learns of calls that pass through a layer, or through `call`; of a [`Permit`](super::Permit) nobody tells it how things
     /// went. What is told is how long an answer took, that a call was given up, by its caller or as its time was over, and that the
     /// service has too much to do: [`Verdict::Throttled`](crate::Verdict::Throttled), as a policy's
-    /// [`classify`](crate::PolicyBuilder::classify) judges it. Over HTTP that is a 429. Other failures, a 503 among them, say how long
+    /// [`classify`](crate::PolicyBuilder::classify) judges it. Over HTTP that is a 429, or a 503 with `Retry-After`. Other failures say how long
     /// it takes to fail, and are not told. Alone, outside of a policy, a limit knows no verdicts: an `Err` is a failure.
     pub fn adaptive(mut self, limit: impl Limit + Clone + Sync) -> Self {
         self.adaptive = Some(Strategy(limit.clone_box()));

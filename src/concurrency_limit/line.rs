@@ -27,7 +27,7 @@ pub enum Discipline {
     Fifo,
     /// Who has the least time left, first; and whoever has too little left for an answer is refused instead, which an adaptive limit
     /// knows by how long answers take: four times what a third of them take less than, or half of the time that calls have, where that is
-    /// less. (For a fixed one it is nothing left at all.) Whoever finds room goes, however little is left. Those without a deadline
+    /// less and an answer does not take so long. (For a fixed one it is nothing left at all.) Whoever finds room goes, however little is left. Those without a deadline
     /// go in the order in which they came; once they wait for long, the newest first, as nobody may be left who waits for the others.
     Deadline,
     /// Who waits longest, first, as long as the queue passes; the newest first once it has stood for so long, since then whoever came

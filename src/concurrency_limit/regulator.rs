@@ -21,8 +21,10 @@ pub(crate) enum Ended {
     Failed,
     /// The service said that it has too much to do.
     Throttled,
-    /// Timed out, or its caller left.
+    /// Its caller left, or had no time left.
     GivenUp,
+    /// By its own time-out, which is how long it may take.
+    TimedOut,
     /// With an answer that says nothing, but that somebody is there.
     Ignored,
     /// In a way that says nothing: on our side, or not yet.
@@ -30,6 +32,12 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
+    /// Without any answer.
+    #[inline]
+    pub(super) fn is_late(self) -> bool {
+        matches!(self, Ended::GivenUp | Ended::TimedOut)
+    }
+
     #[inline]
     pub(crate) fn of(verdict: Verdict) -> Self {
         match verdict {
@@ -123,6 +131,9 @@ const ALLOWED: f64 = 1.0;
 /// the latest.
 const LONGEST: f64 = 1.0;
 
+/// What may take longer has no time to be known by.
+const HOUR: f64 = 3_600.0;
+
 /// It fails every call: so many in a row, and for so long.
 const FAILURES: u32 = 5;
 const FAILING: u64 = 100_000_000;
@@ -143,6 +154,7 @@ const MOST_LEFT: f64 = 0.9;
 /// out has left: else it would look as if nothing was wrong where everybody is let out in vain.
 const TIMES_USUAL: f64 = 3.0;
 const TELLING: f64 = 0.4;
+const TELLING_AT_MOST: f64 = 0.85;
 
 impl Regulator {
     pub(super) fn new(strategy: Box<dyn Limit>, min: f64, max: f64, holds_back: bool) -> Self {
@@ -260,7 +272,7 @@ impl Regulator {
     /// A call ended. What is to be asked for a new limit, if it says anything about that.
     pub(super) fn ended(&mut self, now: u64, at: Instant, call: Call) -> Option<Question> {
         let silent = self.unanswered > 0;
-        if !matches!(call.ended, Ended::GivenUp | Ended::Unknown) {
+        if !call.ended.is_late() && call.ended != Ended::Unknown {
             self.unanswered = 0;
         }
         match call.ended {
@@ -271,22 +283,23 @@ impl Regulator {
                 }
                 self.failures = self.failures.saturating_add(1);
             }
-            Ended::Ignored | Ended::GivenUp | Ended::Unknown => {}
+            Ended::Ignored | Ended::GivenUp | Ended::TimedOut | Ended::Unknown => {}
         }
         // To be told at once that it is too much says as much as to be told late.
         let rtt = call.took.or_else(|| (call.ended == Ended::Throttled).then_some(Duration::ZERO))?;
         let took = rtt.as_secs_f64();
-        self.rest(now, took);
+        // One that is turned away at the door has not taken what an answer takes.
+        self.rest(now, if call.ended == Ended::Throttled { took.max(self.recent.value) } else { took });
         let counts = match call.ended {
-            Ended::Answered | Ended::Throttled => true,
+            Ended::Answered | Ended::Throttled | Ended::TimedOut => true,
             Ended::GivenUp => took > self.telling(),
             // What fails says how long it takes to fail.
             Ended::Failed | Ended::Ignored | Ended::Unknown => false,
         };
-        if let Some(allowed) = call.allowed {
-            // It may have waited before it went, and so has nothing to say against those who say more.
-            self.allowed = self.allowed.max(allowed.as_secs_f64());
-        } else if call.ended == Ended::GivenUp && counts {
+        if let Some(allowed) = call.allowed.map(|allowed| allowed.as_secs_f64()) {
+            // Where calls wait it may have, and so has nothing to say against those who say more.
+            self.is_allowed(if call.limited { allowed.max(self.allowed) } else { allowed });
+        } else if call.ended.is_late() && counts {
             self.is_allowed(took);
         }
         if !counts {
@@ -298,12 +311,12 @@ impl Regulator {
         let sample = Sample {
             answers: call.answers as usize,
             limited: call.limited,
-            dropped: matches!(call.ended, Ended::Throttled | Ended::GivenUp),
+            dropped: call.ended == Ended::Throttled || call.ended.is_late(),
             allowed: (self.allowed > 0.0).then(|| clock::seconds(self.allowed)),
             ..Sample::new(at, rtt, call.in_flight as usize)
         };
         // That a service is down says little about how much it can do.
-        let least = if silent && call.ended == Ended::GivenUp { self.limit.min(1.0) } else { self.min };
+        let least = if silent && call.ended.is_late() { self.limit.min(1.0) } else { self.min };
         Some(Question { strategy: self.strategy.take()?, limit: self.limit, sample, least })
     }
 
@@ -313,7 +326,8 @@ impl Regulator {
         self.strategy = Some(strategy);
         if let Some(next) = next.filter(|next| !next.is_nan()) {
             self.limit = self.within(next.max(least));
-            self.rest(now, sample.rtt.as_secs_f64());
+            let took = sample.rtt.as_secs_f64();
+            self.rest(now, if sample.dropped { took.max(self.recent.value) } else { took });
         }
     }
 
@@ -329,6 +343,7 @@ impl Regulator {
 
     fn is_allowed(&mut self, time: f64) {
         // The most, as of late: others have less left for reasons of their own.
+        let time = time.min(HOUR);
         self.allowed = time.max(self.allowed + 0.01 * (time - self.allowed));
     }
 
@@ -341,7 +356,7 @@ impl Regulator {
         } else if self.allowed == 0.0 {
             TIMES_USUAL * usual
         } else {
-            (TIMES_USUAL * usual).min((TELLING * self.allowed).max(usual))
+            (TIMES_USUAL * usual).min((TELLING * self.allowed).max(usual.min(TELLING_AT_MOST * self.allowed)))
         }
     }
 
@@ -457,6 +472,20 @@ mod tests {
         regulator.strategy = Some(Box::new(Says(f64::NAN)));
         end(&mut regulator, 0, Ended::Answered, 20 * MS);
         assert_eq!(regulator.limit, 0.02);
+    }
+
+    // A refusal that is there at once is no leave to come again at once.
+    #[test]
+    fn who_is_turned_away_rests_as_long_as_who_is_answered() {
+        let mut regulator = calm(0.25);
+        for took in [Some(Duration::ZERO), None] {
+            let call = Call { ended: Ended::Throttled, took, allowed: None, in_flight: 1, answers: 1, limited: true };
+            let question = regulator.ended(5_000 * MS, clock::now(), call).unwrap();
+            assert_eq!(regulator.gate(5_000 * MS), Gate::Shut(5_060 * MS));
+            regulator.adopt(5_000 * MS, question, Some(0.5));
+            assert_eq!(regulator.gate(5_000 * MS), Gate::Shut(5_020 * MS));
+            regulator.limit = 0.25;
+        }
     }
 
     #[test]
@@ -619,7 +648,7 @@ mod tests {
     // Whoever is let out with just enough time left, in vain, must be heard of.
     #[test]
     fn what_is_enough_to_be_let_out_is_enough_to_be_told_of() {
-        for usual in [20, 90, 150, 250, 400, 600, 800] {
+        for usual in [20, 90, 150, 250, 400, 600, 800, 900, 990] {
             let mut regulator = regulator(8.0);
             for _ in 0..200 {
                 is_told(&mut regulator, Ended::Answered, usual, Some(1_000));
@@ -630,10 +659,15 @@ mod tests {
             for _ in 0..200 {
                 is_told(&mut regulator, Ended::Answered, usual, Some(1_000));
             }
-            assert!(!is_told(&mut regulator, Ended::GivenUp, usual - 1, Some(1_000)), "{usual} ms: sooner than usual");
+            let sooner = usual.min(850) - 1;
+            assert!(!is_told(&mut regulator, Ended::GivenUp, sooner, Some(1_000)), "{usual} ms: sooner than usual");
         }
+        // Its own time-out is no caller who has no patience.
+        let mut regulator = calm(8.0);
+        assert!(!is_told(&mut regulator, Ended::GivenUp, 30, Some(10_000)));
+        assert!(is_told(&mut regulator, Ended::TimedOut, 30, Some(10_000)));
         // Without a deadline a caller may have left for reasons of its own.
-        let mut regulator = regulator(8.0);
+        let mut regulator = self::regulator(8.0);
         for _ in 0..200 {
             is_told(&mut regulator, Ended::Answered, 800, None);
         }
@@ -654,6 +688,12 @@ mod tests {
             regulator.came(Some(100 * MS));
         }
         assert!((0.1..0.11).contains(&regulator.allowed), "{}", regulator.allowed);
+        // Where nobody waits, nobody comes to say so; and of those who may take for ever one is soon forgotten.
+        regulator.came(Some(u64::MAX));
+        for _ in 0..1_200 {
+            end(&mut regulator, 0, Ended::Answered, 20 * MS);
+        }
+        assert!((1.0..1.1).contains(&regulator.allowed), "{}", regulator.allowed);
     }
 
     #[test]

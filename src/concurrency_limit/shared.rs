@@ -110,7 +110,7 @@ pub(crate) enum Turn {
 /// In nanoseconds. Of answers that come closer together, one stands for the others: 50,000 a second are enough to learn from.
 const CLOSE: u64 = 20_000;
 
-/// Where they come closer together than that, the clock, which costs as much as all the rest, is read for one in so many,
+/// Where so many came closer together than that, the clock, which costs as much as all the rest, is not read for as many more,
 const UNREAD: u32 = 7;
 
 /// unless the call began later than so many nanoseconds after what it was last told of.
@@ -118,7 +118,8 @@ const NEAR: u64 = 500_000;
 
 const WAITING: u64 = 1 << 32;
 
-/// In nanoseconds. Silence is found by the next to come; where calls are so far apart there is nothing to hold back.
+/// In nanoseconds. Silence is found by the next to come; where calls are so far apart, and twice as far as is silence, there is nothing to
+/// hold back.
 const STALE: u64 = 3_000_000_000;
 
 fn in_flight(word: u64) -> u32 {
@@ -370,13 +371,13 @@ impl Shared {
         let Some(timed) = self.adaptive() else { return };
         let at = timed.nanos(at);
         let since = timed.unanswered_since.load(Relaxed);
-        let silent = at.saturating_sub(since);
+        let (silent, silence) = (at.saturating_sub(since), timed.silent_after.load(Relaxed));
         // If it began long ago, or nobody else is out, then who was not answered gave up, and nothing was asked for a while.
-        if since == 0 || silent > STALE || in_flight(self.word.0.load(Relaxed)) <= 1 {
+        if since == 0 || silent > STALE.max(silence.saturating_mul(2)) || in_flight(self.word.0.load(Relaxed)) <= 1 {
             // One of several that come at once will do, and an answer that comes at the same time hides no silence: the next to
             // come finds it.
             timed.unanswered_since.store(at, Relaxed);
-        } else if silent > timed.silent_after.load(Relaxed) {
+        } else if silent > silence {
             self.fall_silent(at);
         }
     }
@@ -420,11 +421,14 @@ impl Shared {
     pub(crate) fn report(&self, ended: Ended, Took { started, deadline }: Took) {
         let Some(timed) = self.adaptive() else { return };
         let guarded = timed.guarded.load(Relaxed);
-        if ended == Ended::Unknown || started.is_none() && ended == Ended::Answered && !guarded {
+        if ended == Ended::Unknown {
             return;
         }
-        if ended != Ended::GivenUp {
+        if !ended.is_late() {
             timed.unanswered_since.store(0, Relaxed);
+        }
+        if started.is_none() && ended == Ended::Answered && !guarded {
+            return;
         }
         if ended == Ended::Answered && !guarded && started.is_some_and(|started| timed.is_one_of_many(started)) {
             return;
@@ -437,8 +441,11 @@ impl Shared {
         } else {
             // What it misses here is one sample of many; what ends a silence is none of many. Relaxed: two at once are no harm.
             if now.saturating_sub(timed.told.load(Relaxed)) < CLOSE {
-                timed.unread.store(UNREAD, Relaxed);
                 timed.miss();
+                // Of two or three that come at once, as of one read, the others may come much later.
+                if timed.missed.load(Relaxed) >= UNREAD {
+                    timed.unread.store(UNREAD, Relaxed);
+                }
                 return;
             }
             let Some(line) = self.try_lock() else {
@@ -446,7 +453,7 @@ impl Shared {
                 return;
             };
             timed.told.store(now, Relaxed);
-            answers += timed.missed.load(Relaxed);
+            answers = timed.missed.load(Relaxed).saturating_add(1);
             timed.missed.store(0, Relaxed);
             line
         };

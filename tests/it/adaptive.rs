@@ -15,7 +15,7 @@ use std::{
 };
 
 use buttress::{
-    ConcurrencyLimit, Deadline, Error, Policy, Reason, Rule, Verdict,
+    ConcurrencyLimit, Deadline, Error, Partition, Policy, Reason, Rule, Verdict,
     concurrency_limit::{Aimd, Discipline, Gradient2, Headroom, Limit, Sample, Vegas},
 };
 use futures_util::{future::join_all, poll};
@@ -515,30 +515,65 @@ async fn what_was_found_is_still_so_after_a_time_of_nothing() {
 // Whatever comes of a cache, at once, is an answer.
 #[tokio::test(start_paused = true)]
 async fn a_service_that_answers_at_once_is_not_silent() {
-    let limit = ConcurrencyLimit::builder().adaptive(Says(8.0)).hold_back(true).build().unwrap();
-    let calls = |takes| {
-        let limit = limit.clone();
-        let work = async move || {
-            if takes > 0 {
-                sleep(ms(takes)).await;
-            }
-            Ok::<_, Infallible>(())
+    let settings = ConcurrencyLimit::builder().adaptive(Says(8.0)).hold_back(true);
+    for settings in [settings.clone(), settings.partition(Partition::new("batch"), 0.5)] {
+        let limit = settings.build().unwrap();
+        let calls = |takes| {
+            let limit = limit.clone();
+            let work = async move || {
+                if takes > 0 {
+                    sleep(ms(takes)).await;
+                }
+                Ok::<_, Infallible>(())
+            };
+            tokio::spawn(async move { limit.call(work()).await.is_ok() })
         };
-        tokio::spawn(async move { limit.call(work()).await.is_ok() })
-    };
-    for _ in 0..10 {
-        assert!(calls(10).await.unwrap());
-    }
-    let _first = calls(2_000);
-    for _ in 0..50 {
+        for _ in 0..10 {
+            assert!(calls(10).await.unwrap());
+        }
+        let _first = calls(2_000);
+        for _ in 0..50 {
+            sleep(ms(10)).await;
+            assert!(calls(0).await.unwrap());
+        }
+        let _second = calls(2_000);
         sleep(ms(10)).await;
+        let began = Instant::now();
         assert!(calls(0).await.unwrap());
+        assert!(began.elapsed().is_zero(), "it was held back: {:?}", began.elapsed());
     }
-    let _second = calls(2_000);
-    sleep(ms(10)).await;
-    let began = Instant::now();
-    assert!(calls(0).await.unwrap());
-    assert!(began.elapsed().is_zero(), "it was held back: {:?}", began.elapsed());
+}
+
+// Of answers that take more than half a second silence is known after more than three.
+#[tokio::test(start_paused = true)]
+async fn the_silence_of_a_slow_service_is_heard() {
+    let limit = ConcurrencyLimit::builder().adaptive(Says(1_000.0)).hold_back(true).max_queue(1_000).build().unwrap();
+    for _ in 0..10 {
+        limit.call(answers(700)).await.unwrap();
+    }
+    let mut hanging = JoinSet::new();
+    for _ in 0..200 {
+        let limit = limit.clone();
+        hanging.spawn(async move { limit.call(pending::<Result<(), ()>>()).await });
+        sleep(ms(100)).await;
+    }
+    let (asked, waiting) = (limit.in_flight(), limit.waiting());
+    assert!(asked <= 60 && asked + waiting == 200, "{asked} in 20 s, {waiting} wait");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_cut_off_is_heard_however_much_time_the_call_has() {
+    let limit = ConcurrencyLimit::builder().adaptive(Headroom::default()).max_queue(1_000).build().unwrap();
+    let policy = Policy::plain("service").concurrency_limit(&limit).timeout(ms(100)).build().unwrap();
+    let batch = |takes| join_all((0..40).map(move |_| takes).map(|takes| policy.call(move || answers(takes))));
+    for _ in 0..20 {
+        batch(50).await;
+    }
+    let before = limit.max_in_flight();
+    for _ in 0..20 {
+        batch(200).await;
+    }
+    assert!(before >= 20 && limit.max_in_flight() < before / 4, "{before}, {}", limit.max_in_flight());
 }
 
 /// Counts what it is told of.
@@ -576,12 +611,16 @@ async fn of_answers_close_together_few_are_told_and_of_what_comes_later_each() {
     for _ in 0..100 {
         call(10).await;
     }
-    // One, one that is too close to it, and seven for which nobody looks at the clock.
-    assert_eq!(told(), 11, "10 us apart");
+    assert_eq!(told(), 50, "10 us apart");
+    for _ in 0..100 {
+        call(1).await;
+    }
+    // One, seven that are too close to it, and seven after each that is for which nobody looks at the clock: of 24 one.
+    assert_eq!(told(), 4, "1 us apart");
     times(500).await;
     call(100).await;
     assert_eq!(told(), 1, "it began later");
-    assert_eq!(stands.load(SeqCst), 10 + 100 + 1, "and one stands for the others");
+    assert_eq!(stands.load(SeqCst), 10 + 100 + 100 + 1, "and one stands for the others");
 }
 
 /// So many calls a second, evenly, for so many seconds: how many were answered of those of each second.

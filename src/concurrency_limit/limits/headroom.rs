@@ -21,7 +21,8 @@ use super::{Limit, Sample};
 /// A service that got slower *for good*, with another kind of work or by way of a longer line, looks like one that is busy. So what is
 /// less than a twentieth of the time that calls have, and than 0.1 s, is never taken for a queue; where a limit of many calls has come
 /// down by a third and nothing got faster for it, `base` is taken anew; and while calls wait it follows slowly, within half a minute or
-/// so. All of this goes up to a quarter of the time that calls have: to wait for so long is no harm where deadlines say so.
+/// so. All of this goes up to a quarter of the time that calls have, and to one second: to wait for so long is no harm where deadlines
+/// say so.
 ///
 /// **When not.** Without deadlines nobody knows what is harmless, and `base` does not follow: a service that gets more than twice as slow
 /// for good, and takes more than 50 ms, has a limit that was never above nine stay small. Set deadlines, or use
@@ -38,7 +39,7 @@ pub struct Headroom {
     recent: Recent,
     /// In seconds.
     base: f64,
-    /// Samples, as far as the first average of all goes.
+    /// Samples, as far as the first go.
     seen: u32,
     /// When the last of them came.
     last: Option<Instant>,
@@ -70,7 +71,7 @@ const DOWN: f64 = 0.3;
 const UNUSED: f64 = 1.2;
 const UNUSED_AT_FIRST: f64 = 2.0;
 
-/// The first samples make a plain average.
+/// Of the first samples the fastest is what is usual.
 const FIRST: u32 = 20;
 
 /// A limit that was above this alone decides how long the service's queue is; below, others do.
@@ -85,6 +86,9 @@ const BRIEF_AT_MOST: f64 = 0.1;
 const HARMLESS: f64 = 0.25;
 const TOO_LONG: f64 = 0.5;
 
+/// To wait for more than so many seconds is harm, whatever a deadline says.
+const HARMLESS_AT_MOST: f64 = 1.0;
+
 /// What calls take while some wait becomes usual within so many seconds.
 const FOLLOWS: f64 = 30.0;
 
@@ -97,16 +101,15 @@ impl Limit for Headroom {
     }
 
     fn update(&mut self, limit: f64, sample: &Sample) -> f64 {
-        let took = sample.rtt.as_secs_f64().max(1e-9);
+        let took = sample.rtt.as_secs_f64().max(1e-9) * if sample.dropped { 2.0 } else { 1.0 };
         // Of a larger limit there are more answers in the same time.
         let samples = (limit / 2.0 / sample.answers.max(1) as f64).max(1.0);
         if sample.dropped && (took < self.recent.value || self.recent.value == 0.0) {
             // Turned away at the door, or nobody was ever answered: that says how full it is and not how long anything takes.
             return limit * (1.0 - 0.1 / samples);
         }
-        let took = if sample.dropped { 2.0 * took } else { took };
         let recent = self.recent.add(took, 0.3 / samples);
-        self.follow(sample, took, recent, samples);
+        self.follow(sample, recent, samples);
         let in_flight = sample.in_flight as f64;
         self.peak = in_flight.max(self.peak + 0.05 / samples * (in_flight - self.peak));
 
@@ -124,25 +127,26 @@ impl Limit for Headroom {
         let is_cautious = self.has_fallen || limit < ALONE;
         let (up, unused) = if is_cautious { (UP, UNUSED) } else { (UP_AT_FIRST, UNUSED_AT_FIRST) };
         target = target.min(unused * self.peak + 1.0);
-        self.look_at_fall(limit, target < limit, recent, HARMLESS * has, sample.now);
+        self.look_at_fall(limit, target < limit, recent, harmless(has), sample.now);
         limit + if target < limit { DOWN } else { up } * (target - limit) / samples
     }
 }
 
 impl Headroom {
     /// `base` follows while nobody waits, slowly while somebody does or it is far off, and down in any case.
-    fn follow(&mut self, sample: &Sample, took: f64, recent: f64, samples: f64) {
+    fn follow(&mut self, sample: &Sample, recent: f64, samples: f64) {
         if self.seen < FIRST {
+            // The first are the fastest where too many begin at once.
+            self.base = if self.seen == 0 { recent } else { self.base.min(recent) };
             self.seen += 1;
-            self.base += (took - self.base) / f64::from(self.seen);
         }
         let since = self.last.map_or(0.0, |last| sample.now.saturating_duration_since(last).as_secs_f64().min(1.0));
         self.last = Some(sample.now);
-        if recent < self.base || !sample.limited && recent < 3.0 * self.base {
+        if recent < self.base || !sample.limited && !sample.dropped && recent < 3.0 * self.base {
             self.base += 0.02 / samples * (recent - self.base);
         } else if let Some(allowed) = sample.allowed {
             let next = self.base + since / FOLLOWS * (recent - self.base);
-            self.base = self.base.max(next.min(HARMLESS * allowed.as_secs_f64()));
+            self.base = self.base.max(next.min(harmless(allowed.as_secs_f64())));
         }
     }
 
@@ -161,6 +165,11 @@ impl Headroom {
             self.fall = Some(begins);
         }
     }
+}
+
+/// Of calls that have so much time, in seconds.
+fn harmless(has: f64) -> f64 {
+    (HARMLESS * has).min(HARMLESS_AT_MOST)
 }
 
 /// What is usual now: of the last five what one of them took less than, smoothed. One host of two that hangs does not move it.

@@ -55,7 +55,7 @@ pub trait Limit: fmt::Debug + Send + 'static {
 
 /// What a call that ended tells a [`Limit`].
 ///
-/// Calls that were refused on our side, that failed, or whose caller left before they had taken longer than usual, are not among them:
+/// Calls that were refused on our side, that failed, or whose caller left before they had taken much longer than usual, are not among them:
 /// they say nothing of how busy the service is. One that is given up later was [dropped](Self::dropped), after at least so long; and so
 /// was one that the service had too much to do for ([`Verdict::Throttled`](crate::Verdict::Throttled)), however soon it said so.
 ///
@@ -80,7 +80,7 @@ pub struct Sample {
     pub rtt: Duration,
     /// How many were in flight until it ended, itself among them.
     pub in_flight: usize,
-    /// So many answers came so close together, within some microseconds, that this one stands for all.
+    /// For so many answers it stands, as those came close to it or to the one before: within some microseconds, as a rule.
     pub answers: usize,
     /// Whether calls wait for their turn.
     pub limited: bool,
