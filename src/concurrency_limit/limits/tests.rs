@@ -222,15 +222,17 @@ fn headroom_follows_what_is_slow_for_good_if_deadlines_say_that_it_is_no_harm() 
         let slow = Sample { rtt: ms(took), in_flight: 3, ..sample };
         feed_each(&mut headroom, &mut limit, 50, ms(100), slow);
         let soon = limit;
-        feed_each(&mut headroom, &mut limit, 1_000, ms(100), slow);
+        feed_each(&mut headroom, &mut limit, 3_000, ms(100), slow);
         (soon, limit)
     };
     let (soon, later) = after(400, Some(1_000));
-    assert!(soon < 2.0 && later > 3.0, "after five seconds {soon}, after a hundred {later}");
+    assert!(soon < 2.0 && later > 3.0, "after five seconds {soon}, after five minutes {later}");
     let (_, later) = after(400, None);
     assert!(later < 2.0, "nobody says what is no harm: {later}");
     let (_, later) = after(700, Some(1_000));
     assert!(later < 1.0, "more than half of the time is harm: {later}");
+    let (_, later) = after(2_500, Some(60_000));
+    assert!(later < 2.0, "and more than two seconds, whatever the time is: {later}");
 }
 
 #[test]
@@ -344,6 +346,12 @@ fn headroom_finds_that_it_is_not_the_queue() {
         assert!(took < 5_000, "{limit} after {:?}", sample.now - now());
     }
     assert!(lowest > 2.0, "it came down to {lowest} before it knew");
+    // What may be harm is taken for a queue, whatever it is.
+    for _ in 0..5_000 {
+        let slow = Sample { allowed: None, ..sample(900, limit) };
+        limit = headroom.update(limit, &slow).min(100.0);
+    }
+    assert!(limit < 2.0, "{limit}");
 }
 
 #[test]
