@@ -142,7 +142,7 @@ impl Headroom {
         }
         let since = self.last.map_or(0.0, |last| sample.now.saturating_duration_since(last).as_secs_f64().min(1.0));
         self.last = Some(sample.now);
-        if recent < self.base || !sample.limited && !sample.dropped && recent < 3.0 * self.base {
+        if recent < self.base || !sample.limited && recent < 3.0 * self.base {
             self.base += 0.02 / samples * (recent - self.base);
         } else if let Some(allowed) = sample.allowed {
             let next = self.base + since / FOLLOWS * (recent - self.base);

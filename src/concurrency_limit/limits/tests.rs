@@ -161,6 +161,16 @@ fn headroom_does_not_take_an_overload_for_what_is_usual() {
     assert!(limit < 1.0, "it is twenty times as slow: {limit}");
 }
 
+// Whoever starts in the middle of an overload has seen at first how long calls take.
+#[test]
+fn headroom_takes_the_fastest_of_the_first_for_what_is_usual() {
+    let (mut headroom, mut limit) = (Headroom::default(), 10.0);
+    let sample = |took| Sample { limited: true, allowed: Some(ms(1_000)), ..Sample::new(now(), ms(took), 10) };
+    feed(&mut headroom, &mut limit, 3, sample(20));
+    feed(&mut headroom, &mut limit, 300, sample(400));
+    assert!(limit < 2.0, "{limit}");
+}
+
 /// So many samples, each so long after the one before.
 fn feed_each(headroom: &mut Headroom, limit: &mut f64, times: u32, apart: Duration, mut sample: Sample) -> Sample {
     for _ in 0..times {
