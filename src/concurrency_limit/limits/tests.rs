@@ -171,6 +171,28 @@ fn headroom_takes_the_fastest_of_the_first_for_what_is_usual() {
     assert!(limit < 2.0, "{limit}");
 }
 
+#[test]
+fn headroom_follows_what_is_usual_down_at_any_time_and_up_while_nobody_waits() {
+    // How high the limit is where calls take `now`, and some wait, after so many of each.
+    let after = |phases: &[(u64, bool)], took| {
+        let (mut headroom, mut limit) = (Headroom::default(), 3.0);
+        let sample = |took, limited| Sample { limited, ..Sample::new(now(), ms(took), 3) };
+        for &(took, limited) in phases {
+            feed(&mut headroom, &mut limit, 3_000, sample(took, limited));
+        }
+        limit = 3.0;
+        feed(&mut headroom, &mut limit, 300, sample(took, true));
+        limit
+    };
+    assert!(after(&[(100, false)], 250) < 2.0);
+    assert!(after(&[(100, false), (250, true)], 250) < 2.0, "they waited");
+    assert!(after(&[(100, false), (250, false)], 250) > 3.0, "nobody waited");
+    assert!(after(&[(100, false), (400, false)], 400) < 2.0, "but that is too far off");
+    assert!(after(&[(300, false)], 300) > 3.0);
+    assert!(after(&[(300, false), (100, true)], 300) < 2.0);
+    assert!(after(&[(300, false), (100, false)], 300) < 2.0);
+}
+
 /// So many samples, each so long after the one before.
 fn feed_each(headroom: &mut Headroom, limit: &mut f64, times: u32, apart: Duration, mut sample: Sample) -> Sample {
     for _ in 0..times {
