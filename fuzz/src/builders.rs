@@ -352,6 +352,8 @@ async fn story(input: Input) {
     if let Some(least) = least.map(f64::from) {
         of_limit.push(("concurrency_limit.min_in_flight", least > 0.0 && least <= MOST as f64));
         of_limit.push(("concurrency_limit.min_in_flight", adaptive));
+        let most = in_flight.map_or(1_000, Count::size) as f64;
+        of_limit.push(("concurrency_limit.min_in_flight", !adaptive || least.is_nan() || least <= most));
     }
     of_limit.extend(of_shares);
     of_limit.extend([
